@@ -1,0 +1,154 @@
+package steps
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"go.uber.org/goleak"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// memory is a Journal that keeps a readable account.
+type memory struct{ lines []string }
+
+func (j *memory) Begin(op, object, step string) error {
+	j.lines = append(j.lines, "begin "+step)
+	return nil
+}
+func (j *memory) End(op, object string) error { j.lines = append(j.lines, "end"); return nil }
+
+func run(t *testing.T, failpoints, undoFails string) ([]string, error) {
+	t.Helper()
+	f, err := ParseFailpoints(failpoints)
+	if err != nil {
+		t.Fatal(err)
+	}
+	j := &memory{}
+	r := New(Options{Journal: j, Log: slog.New(slog.DiscardHandler), Failpoints: f})
+	step := func(name string) Step {
+		return Step{
+			Name: name,
+			Do:   func(context.Context) error { j.lines = append(j.lines, "do "+name); return nil },
+			Undo: func(context.Context) error {
+				j.lines = append(j.lines, "undo "+name)
+				if name == undoFails {
+					return errors.New("stuck")
+				}
+				return nil
+			},
+		}
+	}
+	err = r.Run(t.Context(), "Op", "x", step("a"), step("b"), Step{Name: "c", Do: func(context.Context) error { return nil }})
+	return j.lines, err
+}
+
+func TestRun(t *testing.T) {
+	for _, tc := range []struct {
+		name, failpoints, undoFails, want, err string
+	}{
+		{name: "all done", want: "begin a,do a,begin b,do b,begin c,end"},
+		{name: "fails before do", failpoints: "Op/b=error", err: "step b: failpoint",
+			want: "begin a,do a,begin b,undo b,undo a,end"},
+		{name: "fails after do", failpoints: "Op/a:after=error", err: "step a: failpoint",
+			want: "begin a,do a,undo a,end"},
+		{name: "step without undo", failpoints: "Op/c=error", err: "step c: failpoint",
+			want: "begin a,do a,begin b,do b,begin c,undo b,undo a,end"},
+		{name: "undo fails: the others go on, the journal keeps the entry",
+			failpoints: "Op/b=error", undoFails: "b", err: "undo step b: stuck",
+			want: "begin a,do a,begin b,undo b,undo a"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			lines, err := run(t, tc.failpoints, tc.undoFails)
+			if diff := cmp.Diff(tc.want, strings.Join(lines, ",")); diff != "" {
+				t.Error(diff)
+			}
+			if (err == nil) != (tc.err == "") || err != nil && !strings.Contains(err.Error(), tc.err) {
+				t.Errorf("err = %v, want %q", err, tc.err)
+			}
+		})
+	}
+}
+
+func TestParseFailpointsRefuses(t *testing.T) {
+	for _, bad := range []string{"x", "a/b", "a=error", "a/b=burn", "a/b=delay:soon"} {
+		if _, err := ParseFailpoints(bad); err == nil {
+			t.Errorf("%q was taken", bad)
+		}
+	}
+}
+
+func TestFlightsShareOneRun(t *testing.T) {
+	f := NewFlights[int](context.Background())
+	begun, finish := make(chan struct{}), make(chan struct{})
+	var runs atomic.Int32
+	work := func(context.Context) (int, error) {
+		runs.Add(1)
+		close(begun)
+		<-finish
+		return 7, nil
+	}
+	gaveUp, cancel := context.WithCancel(context.Background())
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		if _, err := f.Do(gaveUp, "k", work); !errors.Is(err, context.Canceled) {
+			t.Errorf("err = %v", err)
+		}
+	})
+	<-begun
+	cancel()
+	wg.Wait()
+	wg.Go(func() {
+		if v, err := f.Do(context.Background(), "k", work); v != 7 || err != nil {
+			t.Errorf("got %d, %v", v, err)
+		}
+	})
+	close(finish)
+	wg.Wait()
+	f.Wait()
+	if n := runs.Load(); n > 2 {
+		t.Errorf("%d runs", n)
+	}
+}
+
+func TestFlightTurnsAPanicIntoAnError(t *testing.T) {
+	f := NewFlights[int](context.Background())
+	_, err := f.Do(t.Context(), "k", func(context.Context) (int, error) { panic("boom") })
+	if err == nil || !strings.Contains(err.Error(), "boom") {
+		t.Errorf("err = %v", err)
+	}
+	f.Wait()
+}
+
+func TestSlotsGiveUpWithTheContext(t *testing.T) {
+	var s Slots
+	release, err := s.Acquire(t.Context(), "k")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := s.Acquire(ctx, "k"); !errors.Is(err, context.Canceled) {
+		t.Errorf("err = %v", err)
+	}
+	other, err := s.Acquire(t.Context(), "other")
+	if err != nil {
+		t.Fatal(err)
+	}
+	other()
+	release()
+	again, err := s.Acquire(t.Context(), "k")
+	if err != nil {
+		t.Fatal(err)
+	}
+	again()
+	if len(s.held) != 0 {
+		t.Errorf("%d slots kept", len(s.held))
+	}
+}
