@@ -1,0 +1,108 @@
+# berth's one vocabulary of targets, for people and for CI. `make help` lists them.
+#
+# Programs are linked statically. What runs containers (runc, containerd's shim
+# for it, CNI plugins) is built from Go modules at the versions that
+# tools/go.mod pins, and is built again only when they change.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := build
+
+GO ?= go
+PREFIX ?= /usr/local
+DESTDIR ?=
+SYSCONFDIR ?= /etc
+UNITDIR ?= /etc/systemd/system
+
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+LDFLAGS := -s -w -X berth/internal/version.version=$(VERSION)
+GOBUILD := $(GO) build -trimpath -buildvcs=false
+
+LIBEXEC := bin/libexec
+CNI := bridge host-local loopback portmap
+CNI_PLUGINS := main/bridge ipam/host-local main/loopback meta/portmap
+RUNTIMES := $(LIBEXEC)/runc $(LIBEXEC)/containerd-shim-runc-v2 $(CNI:%=$(LIBEXEC)/cni/%)
+TOOL_PINS := tools/go.mod tools/go.sum
+
+##@ Use
+
+.PHONY: build
+build: runtimes bin/berth bin/containerd-shim-berth-v1 ## build everything into bin/
+
+.PHONY: demo
+demo: deps build ## run a web server and its sidecar in a pod, look at it, take it away
+	scripts/demo.sh
+
+.PHONY: install
+install: build ## install programs, systemd unit and configuration (DESTDIR, PREFIX)
+	DESTDIR='$(DESTDIR)' PREFIX='$(PREFIX)' SYSCONFDIR='$(SYSCONFDIR)' UNITDIR='$(UNITDIR)' scripts/install.sh install
+
+.PHONY: uninstall
+uninstall: ## remove what install put there; configuration and data stay
+	DESTDIR='$(DESTDIR)' PREFIX='$(PREFIX)' SYSCONFDIR='$(SYSCONFDIR)' UNITDIR='$(UNITDIR)' scripts/install.sh uninstall
+
+.PHONY: deps
+deps: ## install the Debian packages that are missing (root)
+	scripts/deps.sh
+
+##@ Work on it
+
+# -race needs cgo, so the daemon under test is dynamically linked.
+.PHONY: test
+test: deps build bin/race/berth ## run every test, as root, with real containers and the race detector
+	$(GO) test -race -timeout 20m ./...
+
+.PHONY: test-crash
+test-crash: deps build ## fail and kill the daemon at every step, check that nothing is lost or left
+	$(GO) test -count=1 -timeout 60m -v ./test/crash/...
+
+FUZZTIME ?= 10s
+.PHONY: fuzz
+fuzz: ## run each fuzz target for FUZZTIME
+	GO='$(GO)' scripts/fuzz.sh '$(FUZZTIME)'
+
+.PHONY: lint
+lint: bin/tools/staticcheck ## gofmt, go vet, staticcheck, shell syntax
+	scripts/lint.sh
+
+.PHONY: clean
+clean: ## remove bin/
+	rm -rf bin
+
+.PHONY: help
+help: ## list the targets
+	@awk 'BEGIN {FS = ":.*## "} /^##@/ {printf "\n%s\n", substr($$0, 5)} /^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+# Go decides what has changed, so these always ask it.
+.PHONY: bin/berth bin/containerd-shim-berth-v1 bin/race/berth
+bin/berth:
+	CGO_ENABLED=0 $(GOBUILD) -ldflags '$(LDFLAGS)' -o $@ ./cmd/berth
+bin/containerd-shim-berth-v1:
+	CGO_ENABLED=0 $(GOBUILD) -ldflags '$(LDFLAGS)' -o $@ ./cmd/containerd-shim-berth-v1
+bin/race/berth:
+	$(GOBUILD) -race -ldflags '$(LDFLAGS)' -o $@ ./cmd/berth
+	ln -sfn ../libexec bin/race/libexec
+	ln -sfn ../containerd-shim-berth-v1 bin/race/containerd-shim-berth-v1
+
+.PHONY: runtimes
+runtimes: $(RUNTIMES) ## build what runs containers: runc, its shim, CNI plugins
+
+$(LIBEXEC)/runc: $(TOOL_PINS)
+	cd tools && CGO_ENABLED=1 $(GOBUILD) -buildmode=pie -tags 'seccomp urfave_cli_no_docs netgo osusergo' \
+		-ldflags '-s -w -linkmode external -extldflags -static-pie' -o ../$@ github.com/opencontainers/runc
+	touch $@
+
+$(LIBEXEC)/containerd-shim-runc-v2: $(TOOL_PINS)
+	cd tools && CGO_ENABLED=0 $(GOBUILD) -tags no_grpc -ldflags '-s -w' -o ../$@ github.com/containerd/containerd/v2/cmd/containerd-shim-runc-v2
+	touch $@
+
+$(CNI:%=$(LIBEXEC)/cni/%) &: $(TOOL_PINS)
+	mkdir -p $(LIBEXEC)/cni
+	cd tools && CGO_ENABLED=0 $(GOBUILD) -ldflags '-s -w' -o ../$(LIBEXEC)/cni/ \
+		$(CNI_PLUGINS:%=github.com/containernetworking/plugins/plugins/%)
+	touch $(CNI:%=$(LIBEXEC)/cni/%)
+
+bin/tools/staticcheck: $(TOOL_PINS)
+	cd tools && CGO_ENABLED=0 $(GOBUILD) -o ../$@ honnef.co/go/tools/cmd/staticcheck
+	touch $@
