@@ -1,0 +1,197 @@
+// Package config holds the daemon's options: their defaults, the TOML file
+// that changes them and the rules that they obey.
+//
+// A configuration goes one way: defaults, then the file over them, then flags
+// (by the caller), then Validate. A key that is not known is an error, so that
+// a spelling mistake never silently leaves a default in place. default.toml
+// documents every key; a test holds it equal to Default.
+//
+// A Config is a plain value: it is not changed once the daemon runs and may
+// then be read from everywhere. The package starts nothing.
+package config
+
+import (
+	_ "embed"
+	"path/filepath"
+	"time"
+)
+
+// DefaultPath is the file that Load reads where none is named.
+const DefaultPath = "/etc/berth/config.toml"
+
+// A Config is what a daemon is started with. The comments in default.toml say
+// what each key does.
+type Config struct {
+	Root    string `toml:"root"`
+	State   string `toml:"state"`
+	Address string `toml:"address"`
+
+	Containerd Containerd `toml:"containerd"`
+	Registry   Registry   `toml:"registry"`
+	Network    Network    `toml:"network"`
+	Runtime    Runtime    `toml:"runtime"`
+	Cgroup     Cgroup     `toml:"cgroup"`
+	Stream     Stream     `toml:"stream"`
+	Metrics    Metrics    `toml:"metrics"`
+	Log        Log        `toml:"log"`
+}
+
+// Containerd says which containerd keeps images and runs tasks.
+type Containerd struct {
+	// Address is the socket of a containerd that runs already; empty: the
+	// embedded one.
+	Address     string `toml:"address"`
+	Snapshotter string `toml:"snapshotter"`
+}
+
+// Registry says how images are pulled.
+type Registry struct {
+	ConfigPath             string   `toml:"config_path"`
+	Pinned                 []string `toml:"pinned"`
+	MaxConcurrentDownloads int      `toml:"max_concurrent_downloads"`
+	ProgressTimeout        Duration `toml:"progress_timeout"`
+}
+
+// Network says where CNI is configured, and what is used where it is not.
+type Network struct {
+	ConfDir string `toml:"conf_dir"`
+	// BinDirs does not hold the directory installed with berth; CNIBinDirs
+	// adds it.
+	BinDirs        []string `toml:"bin_dirs"`
+	Default        bool     `toml:"default"`
+	DefaultBridge  string   `toml:"default_bridge"`
+	DefaultSubnet  string   `toml:"default_subnet"`
+	DefaultSubnet6 string   `toml:"default_subnet6"`
+	Timeout        Duration `toml:"timeout"`
+}
+
+// Runtime says what runs containers.
+type Runtime struct {
+	DefaultHandler string             `toml:"default_handler"`
+	BinDir         string             `toml:"bin_dir"`
+	Handlers       map[string]Handler `toml:"handlers"`
+}
+
+// A Handler is one way to run containers, named by a RuntimeClass.
+type Handler struct {
+	// Type is containerd's name of the shim ("io.containerd.runc.v2"), or
+	// the absolute path of its binary.
+	Type string `toml:"type"`
+	// Binary is the OCI runtime that the shim calls; empty: the runc
+	// installed with berth.
+	Binary                       string `toml:"binary"`
+	PrivilegedWithoutHostDevices bool   `toml:"privileged_without_host_devices"`
+}
+
+// Cgroup says who makes cgroups and where.
+type Cgroup struct {
+	Driver string `toml:"driver"`
+	// Parent is for pods whose request names no parent; empty: see
+	// CgroupParent.
+	Parent string `toml:"parent"`
+}
+
+// Stream is the server of exec, attach and port-forward.
+type Stream struct {
+	Address     string   `toml:"address"`
+	IdleTimeout Duration `toml:"idle_timeout"`
+}
+
+// Metrics is the HTTP server of metrics; it is off where Address is empty.
+type Metrics struct {
+	Address string `toml:"address"`
+}
+
+// Log is the daemon's own log, on standard error.
+type Log struct {
+	Level  string `toml:"level"`
+	Format string `toml:"format"`
+}
+
+//go:embed default.toml
+var document []byte
+
+// Document is the default configuration as a TOML file that documents every
+// key.
+func Document() []byte { return append([]byte(nil), document...) }
+
+// Default is the configuration of a daemon with no file and no flags.
+func Default() *Config {
+	return &Config{
+		Root:       "/var/lib/berth",
+		State:      "/run/berth",
+		Address:    "/run/berth/berth.sock",
+		Containerd: Containerd{Snapshotter: "overlayfs"},
+		Registry: Registry{
+			ConfigPath:             "/etc/berth/certs.d",
+			Pinned:                 []string{},
+			MaxConcurrentDownloads: 6,
+			ProgressTimeout:        Duration(5 * time.Minute),
+		},
+		Network: Network{
+			ConfDir:       "/etc/cni/net.d",
+			BinDirs:       []string{"/opt/cni/bin"},
+			Default:       true,
+			DefaultBridge: "berth0",
+			DefaultSubnet: "10.77.0.0/16",
+			Timeout:       Duration(time.Minute),
+		},
+		Runtime: Runtime{
+			DefaultHandler: "berth",
+			Handlers: map[string]Handler{
+				"berth": {Type: "io.containerd.runc.v2"},
+				"runc":  {Type: "io.containerd.runc.v2"},
+			},
+		},
+		Cgroup: Cgroup{Driver: "auto"},
+		Stream: Stream{Address: "127.0.0.1:0", IdleTimeout: Duration(4 * time.Hour)},
+		Log:    Log{Level: "info", Format: "text"},
+	}
+}
+
+// Libexec is the directory of the programs installed with berth: runc, shims
+// and, in cni/, plugins. The key runtime.bin_dir decides; without it,
+// "libexec" beside executable (a build tree) where that exists, else
+// "../libexec/berth" (an installation). executable is the running program's
+// own path, as os.Executable gives it.
+func (c *Config) Libexec(executable string) string {
+	if c.Runtime.BinDir != "" {
+		return c.Runtime.BinDir
+	}
+	if real, err := filepath.EvalSymlinks(executable); err == nil {
+		executable = real
+	}
+	dir := filepath.Dir(executable)
+	if built := filepath.Join(dir, "libexec"); isDir(built) {
+		return built
+	}
+	return filepath.Join(filepath.Dir(dir), "libexec", "berth")
+}
+
+// CNIBinDirs are the directories in which CNI plugins are looked up, in
+// order: the configured ones, then the one installed with berth.
+func (c *Config) CNIBinDirs(executable string) []string {
+	dirs := append([]string(nil), c.Network.BinDirs...)
+	return append(dirs, filepath.Join(c.Libexec(executable), "cni"))
+}
+
+// CgroupParent is the cgroup of pods whose request names none, in the terms
+// of a driver ("cgroupfs" or "systemd").
+func (c *Config) CgroupParent(driver string) string {
+	switch {
+	case c.Cgroup.Parent != "":
+		return c.Cgroup.Parent
+	case driver == "systemd":
+		return "berth.slice"
+	}
+	return "/berth"
+}
+
+// RuncBinary is the OCI runtime of a handler: the handler's own, else the one
+// installed with berth.
+func (c *Config) RuncBinary(h Handler, executable string) string {
+	if h.Binary != "" {
+		return h.Binary
+	}
+	return filepath.Join(c.Libexec(executable), "runc")
+}
