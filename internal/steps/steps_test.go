@@ -5,9 +5,9 @@ import (
 	"errors"
 	"log/slog"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 
 	"github.com/google/go-cmp/cmp"
 	"go.uber.org/goleak"
@@ -85,36 +85,37 @@ func TestParseFailpointsRefuses(t *testing.T) {
 }
 
 func TestFlightsShareOneRun(t *testing.T) {
-	f := NewFlights[int](context.Background())
-	begun, finish := make(chan struct{}), make(chan struct{})
-	var runs atomic.Int32
-	work := func(context.Context) (int, error) {
-		runs.Add(1)
-		close(begun)
-		<-finish
-		return 7, nil
-	}
-	gaveUp, cancel := context.WithCancel(context.Background())
-	var wg sync.WaitGroup
-	wg.Go(func() {
-		if _, err := f.Do(gaveUp, "k", work); !errors.Is(err, context.Canceled) {
-			t.Errorf("err = %v", err)
+	synctest.Test(t, func(t *testing.T) {
+		f := NewFlights[int](context.Background())
+		finish := make(chan struct{})
+		var runs atomic.Int32
+		work := func(context.Context) (int, error) {
+			runs.Add(1)
+			<-finish
+			return 7, nil
+		}
+		gaveUp, cancel := context.WithCancel(context.Background())
+		go func() {
+			if _, err := f.Do(gaveUp, "k", work); !errors.Is(err, context.Canceled) {
+				t.Errorf("err = %v", err)
+			}
+		}()
+		synctest.Wait()
+		cancel()
+		synctest.Wait()
+		go func() {
+			if v, err := f.Do(context.Background(), "k", work); v != 7 || err != nil {
+				t.Errorf("got %d, %v", v, err)
+			}
+		}()
+		synctest.Wait()
+		close(finish)
+		f.Wait()
+		synctest.Wait()
+		if n := runs.Load(); n != 1 {
+			t.Errorf("%d runs", n)
 		}
 	})
-	<-begun
-	cancel()
-	wg.Wait()
-	wg.Go(func() {
-		if v, err := f.Do(context.Background(), "k", work); v != 7 || err != nil {
-			t.Errorf("got %d, %v", v, err)
-		}
-	})
-	close(finish)
-	wg.Wait()
-	f.Wait()
-	if n := runs.Load(); n > 2 {
-		t.Errorf("%d runs", n)
-	}
 }
 
 func TestFlightTurnsAPanicIntoAnError(t *testing.T) {

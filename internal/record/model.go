@@ -1,0 +1,176 @@
+package record
+
+import (
+	"encoding/json"
+	"fmt"
+	"time"
+
+	"google.golang.org/protobuf/proto"
+	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
+)
+
+// SandboxState is where a sandbox is in its life.
+type SandboxState string
+
+// The states of a sandbox. One that is being created is not shown; a stopping
+// one may still hold what a stop gives back.
+const (
+	SandboxCreating SandboxState = "creating"
+	SandboxReady    SandboxState = "ready"
+	SandboxStopping SandboxState = "stopping"
+	SandboxStopped  SandboxState = "stopped"
+)
+
+// A Sandbox is a pod's record.
+type Sandbox struct {
+	ID        string
+	Config    *runtime.PodSandboxConfig `json:"-"`
+	Handler   string                    // resolved: never empty
+	State     SandboxState
+	CreatedAt time.Time
+	// CgroupParent is the cgroup of the pod's containers.
+	CgroupParent string
+	// OwnCgroup says that CgroupParent was not there before the pod, so that
+	// it is removed with it.
+	OwnCgroup bool
+	// IPs are the pod's addresses, the primary first; empty on the host's network.
+	IPs []string
+	// Network is the name of the CNI configuration that IPs come from.
+	Network string
+	// Init is PID 1 of a shared PID namespace, where the pod has one.
+	Init *Process `json:",omitempty"`
+}
+
+// A Process is named by PID and start time, since PIDs are used again.
+type Process struct {
+	PID   int
+	Start uint64
+}
+
+// ContainerState is where a container is in its life.
+type ContainerState string
+
+// The states of a container. One that is being created is not shown; Unknown
+// is one whose task vanished in a way that leaves nothing to report.
+const (
+	ContainerCreating ContainerState = "creating"
+	ContainerCreated  ContainerState = "created"
+	ContainerRunning  ContainerState = "running"
+	ContainerExited   ContainerState = "exited"
+)
+
+// A Container is a container's record.
+type Container struct {
+	ID, SandboxID string
+	Config        *runtime.ContainerConfig `json:"-"`
+	Handler       string
+	State         ContainerState
+	// ImageID is the digest of the image's configuration, ImageRef what a
+	// status shows as the reference.
+	ImageID, ImageRef string
+	Snapshotter       string
+	// Cgroup is the container's own, as a path below a controller.
+	Cgroup string
+	// LogPath is absolute; empty: no log.
+	LogPath string
+	// StopSignal is the image's or the configuration's, "" for SIGTERM.
+	StopSignal string
+	UID, GID   int64
+	Groups     []int64
+	Mounts     []Mount // as asked for, host paths resolved
+	PID        int
+
+	CreatedAt, StartedAt, FinishedAt time.Time
+	ExitCode                         int32
+	Reason, Message                  string
+	// Update holds the resources as last updated, protobuf; nil: as created.
+	Update []byte `json:",omitempty"`
+}
+
+// A Mount is a CRI mount whose host path is resolved.
+type Mount struct {
+	ContainerPath, HostPath string
+	ReadOnly                bool `json:",omitempty"`
+}
+
+// Resources are those in force; nil where none were asked for.
+func (c *Container) Resources() (*runtime.LinuxContainerResources, error) {
+	if c.Update == nil {
+		return c.Config.GetLinux().GetResources(), nil
+	}
+	r := new(runtime.LinuxContainerResources)
+	if err := proto.Unmarshal(c.Update, r); err != nil {
+		return nil, fmt.Errorf("record of container %s: resources: %w", c.ID, err)
+	}
+	return r, nil
+}
+
+// version begins every body, so that a field may change its meaning.
+type version struct {
+	V int `json:"v"`
+}
+
+const bodyVersion = 1
+
+var sandboxCodec = codec[Sandbox]{
+	kind:   "sandbox",
+	id:     func(s *Sandbox) string { return s.ID },
+	encode: func(s *Sandbox) ([]byte, []byte, error) { return encode(sandboxBody{version{bodyVersion}, *s}, s.Config) },
+	decode: func(body, config []byte) (*Sandbox, error) {
+		var b sandboxBody
+		cfg := new(runtime.PodSandboxConfig)
+		if err := decode(body, config, &b, &b.version, cfg); err != nil {
+			return nil, err
+		}
+		b.Config = cfg
+		return &b.Sandbox, nil
+	},
+}
+
+var containerCodec = codec[Container]{
+	kind: "container",
+	id:   func(c *Container) string { return c.ID },
+	encode: func(c *Container) ([]byte, []byte, error) {
+		return encode(containerBody{version{bodyVersion}, *c}, c.Config)
+	},
+	decode: func(body, config []byte) (*Container, error) {
+		var b containerBody
+		cfg := new(runtime.ContainerConfig)
+		if err := decode(body, config, &b, &b.version, cfg); err != nil {
+			return nil, err
+		}
+		b.Config = cfg
+		return &b.Container, nil
+	},
+}
+
+type sandboxBody struct {
+	version
+	Sandbox
+}
+
+type containerBody struct {
+	version
+	Container
+}
+
+func encode(value any, config proto.Message) (body, message []byte, err error) {
+	if body, err = json.Marshal(value); err != nil {
+		return nil, nil, err
+	}
+	message, err = proto.Marshal(config)
+	return body, message, err
+}
+
+func decode(body, config []byte, into any, v *version, message proto.Message) error {
+	if err := json.Unmarshal(body, into); err != nil {
+		return fmt.Errorf("body: %w", err)
+	}
+	if v.V != bodyVersion {
+		return fmt.Errorf("body has version %d, not %d", v.V, bodyVersion)
+	}
+	if err := proto.Unmarshal(config, message); err != nil {
+		return fmt.Errorf("config: %w", err)
+	}
+	return nil
+}

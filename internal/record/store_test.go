@@ -1,0 +1,210 @@
+package record
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/google/go-cmp/cmp"
+	"go.uber.org/goleak"
+	"google.golang.org/protobuf/testing/protocmp"
+	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+func open(t *testing.T, path string) (*Store, *bytes.Buffer) {
+	t.Helper()
+	var log bytes.Buffer
+	s, err := Open(t.Context(), path, slog.New(slog.NewTextHandler(&log, nil)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := s.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return s, &log
+}
+
+func sandbox(id string) *Sandbox {
+	return &Sandbox{
+		ID: id, Handler: "berth", State: SandboxReady, CreatedAt: time.Unix(1, 2).UTC(), CgroupParent: "/berth/" + id, IPs: []string{"10.1.2.3"},
+		Config: &runtime.PodSandboxConfig{Metadata: &runtime.PodSandboxMetadata{Name: "web", Namespace: "default", Uid: "u", Attempt: 3}},
+		Init:   &Process{PID: 7, Start: 9},
+	}
+}
+
+func TestSurvivesReopening(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "records.db")
+	s, _ := open(t, path)
+	box := sandbox("abc")
+	ctr := &Container{ID: "c1", SandboxID: "abc", State: ContainerCreated, Config: &runtime.ContainerConfig{Command: []string{"sh", "a=b"}}}
+	for _, err := range []error{s.Sandboxes.Put(box), s.Containers.Put(ctr), s.Begin("Op", "abc", "one"), s.Begin("Op", "abc", "two"), s.Begin("Op", "gone", "x"), s.End("Op", "gone")} {
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := s.Containers.Update("c1", func(c *Container) { c.State, c.ExitCode = ContainerExited, 3 }); err != nil {
+		t.Fatal(err)
+	}
+	if ctr.ExitCode != 0 {
+		t.Error("Update changed the value that readers hold")
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+
+	s, _ = open(t, path)
+	got, err := s.Sandboxes.Get("abc")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(box, got, protocmp.Transform()); diff != "" {
+		t.Error(diff)
+	}
+	c, err := s.Containers.Resolve("c")
+	if err != nil || c.ExitCode != 3 || c.Config.Command[1] != "a=b" {
+		t.Errorf("%+v, %v", c, err)
+	}
+	unfinished, err := s.Unfinished(t.Context())
+	if err != nil || len(unfinished) != 1 || unfinished[0].Step != "two" {
+		t.Errorf("%+v, %v", unfinished, err)
+	}
+	if err := s.Sandboxes.Delete("abc"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.Sandboxes.Get("abc"); !errdefs.IsNotFound(err) {
+		t.Errorf("err = %v", err)
+	}
+}
+
+func TestDamagedRowIsSetAside(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "records.db")
+	s, _ := open(t, path)
+	for _, id := range []string{"good", "bad", "swapped"} {
+		if err := s.Sandboxes.Put(sandbox(id)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := s.db.Exec("UPDATE sandboxes SET body = x'7b22' WHERE id = 'bad'; UPDATE sandboxes SET body = (SELECT body FROM sandboxes WHERE id = 'good') WHERE id = 'swapped'"); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	s, log := open(t, path)
+	if n := len(s.Sandboxes.List()); n != 1 {
+		t.Errorf("%d records are left", n)
+	}
+	var n int
+	if err := s.db.QueryRow("SELECT count(*) FROM damaged WHERE source = 'sandboxes' AND reason <> ''").Scan(&n); err != nil || n != 2 {
+		t.Errorf("%d damaged rows kept, %v", n, err)
+	}
+	for _, want := range []string{"sandbox=bad", "sandbox=swapped"} {
+		if !strings.Contains(log.String(), want) {
+			t.Errorf("log does not name %s:\n%s", want, log)
+		}
+	}
+}
+
+func TestFileThatIsNoDatabaseIsSetAside(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, "records.db")
+	if err := os.WriteFile(path, bytes.Repeat([]byte("not a database. "), 1000), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	s, log := open(t, path)
+	if err := s.Sandboxes.Put(sandbox("x")); err != nil {
+		t.Fatal(err)
+	}
+	aside, err := filepath.Glob(path + ".damaged-*")
+	if err != nil || len(aside) == 0 || !strings.Contains(log.String(), "set aside") {
+		t.Errorf("set aside: %v, %v, log %s", aside, err, log)
+	}
+}
+
+func TestNewerSchemaIsRefused(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "records.db")
+	s, _ := open(t, path)
+	if _, err := s.db.Exec("PRAGMA user_version = 99"); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	_, err := Open(context.Background(), path, slog.New(slog.DiscardHandler))
+	if !errdefs.IsFailedPrecondition(err) {
+		t.Errorf("err = %v", err)
+	}
+}
+
+func TestResolve(t *testing.T) {
+	s, _ := open(t, filepath.Join(t.TempDir(), "records.db"))
+	for _, id := range []string{"aa1", "aa2", "b", "bb"} {
+		if err := s.Sandboxes.Put(sandbox(id)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, tc := range []struct {
+		prefix, want string
+		kind         func(error) bool
+	}{
+		{"aa1", "aa1", nil}, {"b", "b", nil}, {"bb", "bb", nil},
+		{"aa", "", errdefs.IsInvalidArgument}, {"c", "", errdefs.IsNotFound}, {"", "", errdefs.IsNotFound},
+	} {
+		got, err := s.Sandboxes.Resolve(tc.prefix)
+		if tc.kind != nil {
+			if !tc.kind(err) {
+				t.Errorf("%q: %v", tc.prefix, err)
+			}
+		} else if err != nil || got.ID != tc.want {
+			t.Errorf("%q: %v, %v", tc.prefix, got, err)
+		}
+	}
+}
+
+func TestParallelChangesAndCheckpoints(t *testing.T) {
+	s, _ := open(t, filepath.Join(t.TempDir(), "records.db"))
+	var wg sync.WaitGroup
+	for w := range 4 {
+		wg.Go(func() {
+			for i := range checkpointEvery {
+				id := fmt.Sprintf("%d-%d", w, i%10)
+				if err := s.Sandboxes.Put(sandbox(id)); err != nil {
+					t.Error(err)
+				}
+				if err := s.Begin("Op", id, "s"); err != nil {
+					t.Error(err)
+				}
+				s.Sandboxes.List()
+			}
+		})
+	}
+	wg.Wait()
+	if n := len(s.Sandboxes.List()); n != 40 {
+		t.Errorf("%d records", n)
+	}
+}
+
+func BenchmarkBegin(b *testing.B) {
+	s, err := Open(b.Context(), filepath.Join(b.TempDir(), "records.db"), slog.New(slog.DiscardHandler))
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer s.Close()
+	for b.Loop() {
+		if err := s.Begin("Op", "x", "s"); err != nil {
+			b.Fatal(err)
+		}
+	}
+}

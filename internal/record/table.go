@@ -1,0 +1,192 @@
+package record
+
+import (
+	"context"
+	"database/sql"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/containerd/errdefs"
+)
+
+// A codec turns a record into the two columns that hold it, and back.
+type codec[T any] struct {
+	kind   string
+	id     func(*T) string
+	encode func(*T) (body, config []byte, err error)
+	decode func(body, config []byte) (*T, error)
+}
+
+// A Table is all records of one kind, in memory and on disk.
+type Table[T any] struct {
+	store *Store
+	codec codec[T]
+
+	put, remove *sql.Stmt
+
+	// write lets one change at a time at the disk; it is taken before mu.
+	write sync.Mutex
+	mu    sync.RWMutex // guards rows; never held across a disk access
+	rows  map[string]*T
+}
+
+func loadTable[T any](ctx context.Context, s *Store, name string, c codec[T]) (*Table[T], error) {
+	t := &Table[T]{store: s, codec: c, rows: map[string]*T{}}
+	damaged, err := t.read(ctx, name)
+	if err != nil {
+		return nil, fmt.Errorf("read %s: %w", name, err)
+	}
+	for id, reason := range damaged {
+		s.log.Error("a record cannot be read; it is set aside in the table damaged, and what it names on this machine is removed",
+			c.kind, id, "err", reason)
+		if err := setRowAside(ctx, s.db, name, id, reason); err != nil {
+			return nil, fmt.Errorf("set damaged record %s aside: %w", id, err)
+		}
+	}
+	if t.put, err = s.db.PrepareContext(ctx, "INSERT OR REPLACE INTO "+name+" (id, body, config) VALUES (?, ?, ?)"); err != nil {
+		return nil, err
+	}
+	t.remove, err = s.db.PrepareContext(ctx, "DELETE FROM "+name+" WHERE id = ?")
+	return t, err
+}
+
+// read fills rows and returns what could not be read, with the reason.
+func (t *Table[T]) read(ctx context.Context, name string) (map[string]error, error) {
+	rows, err := t.store.db.QueryContext(ctx, "SELECT id, body, config FROM "+name)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	damaged := map[string]error{}
+	for rows.Next() {
+		var id string
+		var body, config []byte
+		if err := rows.Scan(&id, &body, &config); err != nil {
+			return nil, err
+		}
+		value, err := t.codec.decode(body, config)
+		if err == nil && t.codec.id(value) != id {
+			err = fmt.Errorf("the row of %s holds the record of %q", id, t.codec.id(value))
+		}
+		if err != nil {
+			damaged[id] = err
+			continue
+		}
+		t.rows[id] = value
+	}
+	return damaged, rows.Err()
+}
+
+func setRowAside(ctx context.Context, db *sql.DB, table, id string, reason error) error {
+	tx, err := db.BeginTx(ctx, nil)
+	if err != nil {
+		return err
+	}
+	defer tx.Rollback() // after a commit this does nothing
+	_, err = tx.ExecContext(ctx, "INSERT INTO damaged SELECT ?, id, ?, ?, body, config FROM "+table+" WHERE id = ?",
+		table, reason.Error(), time.Now().UnixNano(), id)
+	if err != nil {
+		return err
+	}
+	if _, err := tx.ExecContext(ctx, "DELETE FROM "+table+" WHERE id = ?", id); err != nil {
+		return err
+	}
+	return tx.Commit()
+}
+
+// Get returns a record, which the caller does not modify; ErrNotFound.
+func (t *Table[T]) Get(id string) (*T, error) {
+	t.mu.RLock()
+	value := t.rows[id]
+	t.mu.RUnlock()
+	if value == nil {
+		return nil, fmt.Errorf("%s %s: %w", t.codec.kind, id, errdefs.ErrNotFound)
+	}
+	return value, nil
+}
+
+// Resolve finds a record by its ID or a unique prefix of it.
+//
+// Errors: ErrNotFound; ErrInvalidArgument for a prefix of several.
+func (t *Table[T]) Resolve(prefix string) (*T, error) {
+	if value, err := t.Get(prefix); err == nil || prefix == "" {
+		return value, err
+	}
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	var found *T
+	for id, value := range t.rows {
+		if !strings.HasPrefix(id, prefix) {
+			continue
+		}
+		if found != nil {
+			return nil, fmt.Errorf("%s %s begins several IDs; give more of it: %w", t.codec.kind, prefix, errdefs.ErrInvalidArgument)
+		}
+		found = value
+	}
+	if found == nil {
+		return nil, fmt.Errorf("%s %s: %w", t.codec.kind, prefix, errdefs.ErrNotFound)
+	}
+	return found, nil
+}
+
+// List returns all records in no order.
+func (t *Table[T]) List() []*T {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	return slices.Collect(maps.Values(t.rows))
+}
+
+// Put makes or replaces a record. The table owns value from now on.
+func (t *Table[T]) Put(value *T) error {
+	t.write.Lock()
+	defer t.write.Unlock()
+	return t.putLocked(value)
+}
+
+func (t *Table[T]) putLocked(value *T) error {
+	id := t.codec.id(value)
+	body, config, err := t.codec.encode(value)
+	if err == nil {
+		err = t.store.exec(t.put, id, body, config)
+	}
+	if err != nil {
+		return fmt.Errorf("record %s %s: %w", t.codec.kind, id, err)
+	}
+	t.mu.Lock()
+	t.rows[id] = value
+	t.mu.Unlock()
+	return nil
+}
+
+// Update replaces a record by what change makes of a copy of it, and returns
+// the new one; ErrNotFound. The copy is shallow: change assigns fields and
+// modifies nothing that they point to.
+func (t *Table[T]) Update(id string, change func(*T)) (*T, error) {
+	t.write.Lock()
+	defer t.write.Unlock()
+	value, err := t.Get(id)
+	if err != nil {
+		return nil, err
+	}
+	changed := *value
+	change(&changed)
+	return &changed, t.putLocked(&changed)
+}
+
+// Delete removes a record; one that is not there is no error.
+func (t *Table[T]) Delete(id string) error {
+	t.write.Lock()
+	defer t.write.Unlock()
+	if err := t.store.exec(t.remove, id); err != nil {
+		return fmt.Errorf("delete record of %s %s: %w", t.codec.kind, id, err)
+	}
+	t.mu.Lock()
+	delete(t.rows, id)
+	t.mu.Unlock()
+	return nil
+}
