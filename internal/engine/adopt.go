@@ -1,0 +1,5 @@
+package engine
+
+import "context"
+
+func (o *Options) sweepShims(ctx context.Context) error { return nil }

@@ -1,0 +1,279 @@
+package engine
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+
+	containerd "github.com/containerd/containerd/v2/client"
+	"github.com/containerd/containerd/v2/cmd/containerd/server"
+	srvconfig "github.com/containerd/containerd/v2/cmd/containerd/server/config"
+	"github.com/containerd/containerd/v2/core/metadata"
+	"github.com/containerd/containerd/v2/core/mount"
+	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/containerd/containerd/v2/plugins"
+	"github.com/containerd/containerd/v2/version"
+	"github.com/containerd/errdefs"
+	"github.com/containerd/plugin"
+	"github.com/containerd/plugin/registry"
+)
+
+// Options configure an embedded engine. All but ShimDirs are required.
+type Options struct {
+	// Root is containerd's persistent directory, State its volatile one,
+	// Socket the path of its gRPC socket; absolute.
+	Root, State, Socket string
+	// ShimDirs are where shim binaries are looked up before PATH.
+	ShimDirs []string
+	// Log receives containerd's log lines too: its warnings and errors as
+	// they are, its info as debug.
+	Log *slog.Logger
+}
+
+const (
+	// maxSocketDir is what is left of a socket's name (107 bytes) for the
+	// shims' directory: they add a slash and 64 hex digits.
+	maxSocketDir = 42
+	// maxSocket is what is left for Options.Socket beside ".ttrpc".
+	maxSocket = 104 - len(".ttrpc")
+	// shortSocketDirs is where the shims' sockets are when State is too long.
+	shortSocketDirs = "/run/berth-shims"
+)
+
+// startMu serialises starts: containerd's plugins are registered once a
+// process, and decode their configuration into one variable each.
+var startMu sync.Mutex
+
+// embedded is a containerd server in this process.
+type embedded struct {
+	server    *server.Server
+	cancel    context.CancelFunc
+	parts     *parts
+	socketDir string
+}
+
+// parts are what our own plugin hands out of the server while it starts.
+type parts struct {
+	// set holds the plugins that are up, in their order.
+	set    *plugin.Set
+	client *containerd.Client
+	db     *metadata.DB
+	// snapshotters are the bare ones, without containerd's metadata before
+	// them.
+	snapshotters map[string]snapshots.Snapshotter
+}
+
+// partsKey is the key in a context of the *parts to fill.
+type partsKey struct{}
+
+const clientPluginURI = "io.containerd.internal.v1.berth"
+
+func init() {
+	// Needs nothing, so it is up before the others and tells which are.
+	registry.Register(&plugin.Registration{
+		Type: plugins.InternalPlugin,
+		ID:   "berth-set",
+		InitFn: func(ic *plugin.InitContext) (any, error) {
+			p, ok := ic.Context.Value(partsKey{}).(*parts)
+			if !ok {
+				return nil, plugin.ErrSkipPlugin
+			}
+			p.set = ic.Plugins()
+			return p, nil
+		},
+	})
+	registry.Register(&plugin.Registration{
+		Type: plugins.InternalPlugin,
+		ID:   "berth",
+		Requires: []plugin.Type{
+			plugins.EventPlugin, plugins.LeasePlugin, plugins.SandboxStorePlugin,
+			plugins.SandboxControllerPlugin, plugins.TransferPlugin, plugins.StreamingPlugin,
+			plugins.MountManagerPlugin, plugins.ServicePlugin, plugins.MetadataPlugin, plugins.SnapshotPlugin,
+		},
+		InitFn: func(ic *plugin.InitContext) (any, error) {
+			p, ok := ic.Context.Value(partsKey{}).(*parts)
+			if !ok {
+				return nil, plugin.ErrSkipPlugin
+			}
+			return p, p.fill(ic)
+		},
+	})
+}
+
+// fill takes the client and the stores out of the server that is starting.
+func (p *parts) fill(ic *plugin.InitContext) error {
+	db, err := ic.GetSingle(plugins.MetadataPlugin)
+	if err != nil {
+		return err
+	}
+	p.db = db.(*metadata.DB)
+	bare, err := ic.GetByType(plugins.SnapshotPlugin)
+	if err != nil {
+		return err
+	}
+	p.snapshotters = map[string]snapshots.Snapshotter{}
+	for name, s := range bare {
+		p.snapshotters[name] = s.(snapshots.Snapshotter)
+	}
+	// The address is for what has no in-memory form: sandbox controllers,
+	// health, version. It is not dialled before it is used.
+	p.client, err = containerd.New(ic.Properties[plugins.PropertyGRPCAddress],
+		containerd.WithInMemoryServices(ic), containerd.WithDefaultNamespace(Namespace))
+	return err
+}
+
+// StartEmbedded starts a containerd in this process. What a killed predecessor
+// left behind is put right before it returns; shims that live are adopted. The
+// engine is ready to use then. ctx bounds the start only.
+func StartEmbedded(ctx context.Context, o Options) (*Engine, error) {
+	if err := o.validate(); err != nil {
+		return nil, err
+	}
+	startMu.Lock()
+	defer startMu.Unlock()
+
+	conf, err := o.config()
+	if err != nil {
+		return nil, err
+	}
+	if err := o.prepareProcess(conf); err != nil {
+		return nil, fmt.Errorf("embedded containerd: %w", err)
+	}
+	if err := o.repairBefore(ctx); err != nil {
+		return nil, fmt.Errorf("embedded containerd: putting right what a killed predecessor left: %w", err)
+	}
+
+	p := &parts{}
+	run, cancel := context.WithCancel(context.WithValue(o.logContext(context.WithoutCancel(ctx)), partsKey{}, p))
+	srv, err := server.New(run, conf)
+	if err == nil {
+		if err = srv.Start(run); err == nil {
+			srv.Wait()
+		}
+	}
+	e := &Engine{client: p.client, address: o.Socket, log: o.Log,
+		embedded: &embedded{server: srv, cancel: cancel, parts: p, socketDir: o.socketDir()}}
+	if err == nil {
+		if err = e.repairAfter(ctx); err == nil {
+			return e, nil
+		}
+	}
+	if p.client != nil {
+		_ = p.client.Close() // not handed out yet
+	}
+	e.embedded.stop()
+	return nil, fmt.Errorf("embedded containerd in %s: %w", o.Root, err)
+}
+
+func (o *Options) validate() error {
+	for _, f := range []struct{ name, value string }{{"Root", o.Root}, {"State", o.State}, {"Socket", o.Socket}} {
+		if !filepath.IsAbs(f.value) {
+			return fmt.Errorf("engine: %s %q is not an absolute path: %w", f.name, f.value, errdefs.ErrInvalidArgument)
+		}
+	}
+	if len(o.Socket) > maxSocket {
+		return fmt.Errorf("engine: Socket %q has %d bytes, at most %d fit into a socket's name; choose a shorter state directory: %w",
+			o.Socket, len(o.Socket), maxSocket, errdefs.ErrInvalidArgument)
+	}
+	if o.Log == nil {
+		return fmt.Errorf("engine: Options need Log: %w", errdefs.ErrInvalidArgument)
+	}
+	return nil
+}
+
+// socketDir is where the shims' sockets are.
+func (o *Options) socketDir() string {
+	if dir := filepath.Join(o.State, "s"); len(dir) <= maxSocketDir {
+		return dir
+	}
+	sum := sha256.Sum256([]byte(filepath.Clean(o.State)))
+	return filepath.Join(shortSocketDirs, hex.EncodeToString(sum[:8]))
+}
+
+// config is containerd's configuration, as its file would hold it.
+func (o *Options) config() (*srvconfig.Config, error) {
+	return &srvconfig.Config{
+		Version:         version.ConfigVersion,
+		Root:            o.Root,
+		State:           o.State,
+		DisabledPlugins: disabled,
+		RequiredPlugins: slices.Clone(required),
+		Plugins: map[string]any{
+			"io.containerd.server.v1.grpc":  map[string]any{"address": o.Socket},
+			"io.containerd.server.v1.ttrpc": map[string]any{"address": o.Socket + ".ttrpc"},
+			"io.containerd.shim.v1.manager": map[string]any{"socket_dir": o.socketDir()},
+		},
+		Timeouts: map[string]string{
+			// The database is locked by whoever has it open; without this, a
+			// second daemon on one root would wait for ever.
+			"io.containerd.timeout.bolt.open": "10s",
+		},
+	}, nil
+}
+
+// prepareProcess makes the directories and sets what containerd takes from the
+// process: PATH, and where temporary mounts are. Those that a killed process
+// left are unmounted.
+func (o *Options) prepareProcess(conf *srvconfig.Config) error {
+	if err := server.CreateTopLevelDirectories(conf); err != nil {
+		return err
+	}
+	if err := os.MkdirAll(o.socketDir(), 0o700); err != nil {
+		return err
+	}
+	if err := prependPath(o.ShimDirs); err != nil {
+		return err
+	}
+	if err := mount.SetTempMountLocation(filepath.Join(o.Root, "tmpmounts")); err != nil {
+		return err
+	}
+	warnings, err := mount.CleanupTempMounts(0)
+	for _, w := range warnings {
+		o.Log.Warn("a temporary mount stays", "err", w)
+	}
+	return err
+}
+
+// prependPath puts dirs before the rest of PATH, once.
+func prependPath(dirs []string) error {
+	have := filepath.SplitList(os.Getenv("PATH"))
+	var list []string
+	for _, d := range append(slices.Clone(dirs), have...) {
+		if d != "" && !slices.Contains(list, d) {
+			list = append(list, d)
+		}
+	}
+	return os.Setenv("PATH", strings.Join(list, string(filepath.ListSeparator)))
+}
+
+// stop ends the server. Connections to shims stay open until the process ends:
+// containerd takes a closed one for a dead shim, and would clean up after it.
+func (m *embedded) stop() {
+	m.cancel()
+	if m.server != nil {
+		m.server.Stop()
+	} else if m.parts.set != nil {
+		// A start that failed half way: release the databases.
+		for _, p := range slices.Backward(m.parts.set.GetAll()) {
+			if instance, err := p.Instance(); err == nil {
+				if c, ok := instance.(io.Closer); ok {
+					_ = c.Close() // the start's own error is what counts
+				}
+			}
+		}
+	}
+	if err := os.Remove(m.socketDir); err == nil && filepath.Dir(m.socketDir) == shortSocketDirs {
+		if err := os.Remove(shortSocketDirs); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return // another engine's sockets are there
+		}
+	}
+}
