@@ -1,0 +1,137 @@
+package host
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"sync"
+
+	systemd "github.com/coreos/go-systemd/v22/dbus"
+	"github.com/godbus/dbus/v5"
+)
+
+// units are systemd's slices and scopes.
+type units interface {
+	// StartSlice makes a slice and those that it is in. One that is there is
+	// no error.
+	StartSlice(ctx context.Context, name string) error
+	// Stop ends a unit. One that is not there is no error.
+	Stop(ctx context.Context, name string) error
+	Close() error
+}
+
+// systemdUnits asks the machine's systemd over D-Bus. It connects when first
+// needed, and again when the connection broke.
+type systemdUnits struct {
+	v2   bool
+	dial func(context.Context) (*systemd.Conn, error) // nil: the machine's
+
+	mu   sync.Mutex // guards conn; not held during a call
+	conn *systemd.Conn
+}
+
+func (s *systemdUnits) connect(ctx context.Context) (*systemd.Conn, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.conn != nil && s.conn.Connected() {
+		return s.conn, nil
+	}
+	if s.conn != nil {
+		s.conn.Close()
+		s.conn = nil
+	}
+	dial := s.dial
+	if dial == nil {
+		dial = systemd.NewWithContext
+	}
+	// The connection lives as long as the context it was made with.
+	conn, err := dial(context.WithoutCancel(ctx))
+	if err != nil {
+		return nil, fmt.Errorf("connect to systemd over D-Bus: %w", err)
+	}
+	s.conn = conn
+	return conn, nil
+}
+
+func (s *systemdUnits) Close() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.conn != nil {
+		s.conn.Close()
+		s.conn = nil
+	}
+	return nil
+}
+
+func (s *systemdUnits) StartSlice(ctx context.Context, name string) error {
+	conn, err := s.connect(ctx)
+	if err != nil {
+		return err
+	}
+	properties := []systemd.Property{
+		systemd.PropDescription("berth: cgroup parent " + name),
+		property("DefaultDependencies", false),
+		property("CPUAccounting", true),
+		property("MemoryAccounting", true),
+		property("TasksAccounting", true),
+	}
+	if s.v2 {
+		properties = append(properties, property("IOAccounting", true))
+	} else {
+		properties = append(properties, property("BlockIOAccounting", true))
+	}
+	done := make(chan string, 1)
+	_, err = conn.StartTransientUnitContext(ctx, name, "replace", properties, done)
+	if isDBusError(err, "UnitExists") {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("systemd: start %s: %w", name, err)
+	}
+	return s.await(ctx, "start", name, done)
+}
+
+func (s *systemdUnits) Stop(ctx context.Context, name string) error {
+	conn, err := s.connect(ctx)
+	if err != nil {
+		return err
+	}
+	done := make(chan string, 1)
+	_, err = conn.StopUnitContext(ctx, name, "replace", done)
+	if isDBusError(err, "NoSuchUnit") {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("systemd: stop %s: %w", name, err)
+	}
+	if err := s.await(ctx, "stop", name, done); err != nil {
+		return err
+	}
+	// A unit that failed stays listed until it is reset.
+	if err := conn.ResetFailedUnitContext(ctx, name); err != nil && !isDBusError(err, "NoSuchUnit") {
+		return fmt.Errorf("systemd: reset %s: %w", name, err)
+	}
+	return nil
+}
+
+func (s *systemdUnits) await(ctx context.Context, verb, name string, done <-chan string) error {
+	select {
+	case result := <-done:
+		if result != "done" {
+			return fmt.Errorf("systemd: %s %s: job ended as %q; see journalctl -u %s", verb, name, result, name)
+		}
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("systemd: %s %s: no answer: %w", verb, name, context.Cause(ctx))
+	}
+}
+
+func property(name string, value any) systemd.Property {
+	return systemd.Property{Name: name, Value: dbus.MakeVariant(value)}
+}
+
+func isDBusError(err error, name string) bool {
+	var e dbus.Error
+	return errors.As(err, &e) && strings.HasSuffix(e.Name, "."+name)
+}

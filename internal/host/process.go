@@ -1,0 +1,203 @@
+package host
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+)
+
+// A Process names one process for good: its number may be given to another
+// one, but never together with its start time. It may be written down and used
+// by another daemon until the machine restarts.
+type Process struct {
+	PID int `json:"pid"`
+	// Start is in clock ticks since the machine started.
+	Start uint64 `json:"start"`
+}
+
+// ProcessOf returns the process that has the number now. ErrNotFound: none.
+func ProcessOf(pid int) (Process, error) {
+	if pid <= 0 {
+		return Process{}, fmt.Errorf("process %d: %w", pid, errdefs.ErrNotFound)
+	}
+	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ESRCH) {
+		return Process{}, fmt.Errorf("process %d: %w", pid, errdefs.ErrNotFound)
+	}
+	if err != nil {
+		return Process{}, fmt.Errorf("process %d: %w", pid, err)
+	}
+	start, err := startTime(string(stat))
+	if err != nil {
+		return Process{}, fmt.Errorf("process %d: %w", pid, err)
+	}
+	return Process{PID: pid, Start: start}, nil
+}
+
+// startTime is field 22 of /proc/PID/stat. Field 2, the name, may hold
+// anything, parentheses and spaces too.
+func startTime(stat string) (uint64, error) {
+	const afterName = 22 - 3
+	fields := strings.Fields(stat[strings.LastIndexByte(stat, ')')+1:])
+	if len(fields) <= afterName {
+		return 0, fmt.Errorf("stat %q: too few fields", stat)
+	}
+	start, err := strconv.ParseUint(fields[afterName], 10, 64)
+	if err != nil {
+		return 0, fmt.Errorf("stat: start time: %w", err)
+	}
+	return start, nil
+}
+
+// open returns a pidfd of the process, in non-blocking mode. ErrNotFound: it
+// is gone.
+func (p Process) open() (int, error) {
+	gone := fmt.Errorf("process %d: %w", p.PID, errdefs.ErrNotFound)
+	if p.PID <= 0 {
+		return -1, gone
+	}
+	fd, err := unix.PidfdOpen(p.PID, unix.PIDFD_NONBLOCK)
+	if errors.Is(err, unix.ESRCH) {
+		return -1, gone
+	}
+	if err != nil {
+		return -1, fmt.Errorf("process %d: pidfd_open: %w", p.PID, err)
+	}
+	// Were the number given away before the pidfd was opened, the start time
+	// now would be another.
+	now, err := ProcessOf(p.PID)
+	if err == nil && now != p {
+		err = gone
+	}
+	if err != nil {
+		unix.Close(fd)
+		return -1, err
+	}
+	return fd, nil
+}
+
+// Alive tells whether the process runs. One that has ended is not alive, even
+// while its parent has not taken note.
+func (p Process) Alive() bool {
+	fd, err := p.open()
+	if err != nil {
+		return false
+	}
+	defer unix.Close(fd)
+	return !ended(fd)
+}
+
+// ended tells whether the process of a pidfd has ended.
+func ended(fd int) bool {
+	poll := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
+	for {
+		n, err := unix.Poll(poll, 0)
+		if !errors.Is(err, unix.EINTR) {
+			return err == nil && n == 1
+		}
+	}
+}
+
+// Signal sends a signal. ErrNotFound: the process is gone.
+func (p Process) Signal(sig syscall.Signal) error {
+	fd, err := p.open()
+	if err != nil {
+		return fmt.Errorf("signal %v: %w", sig, err)
+	}
+	defer unix.Close(fd)
+	err = unix.PidfdSendSignal(fd, sig, nil, 0)
+	if errors.Is(err, unix.ESRCH) {
+		err = errdefs.ErrNotFound
+	}
+	if err != nil {
+		return fmt.Errorf("signal %v: process %d: %w", sig, p.PID, err)
+	}
+	return nil
+}
+
+// Wait returns nil once the process has ended, whoever its parent is, or the
+// context's error. It leaves the exit status to the parent.
+func (p Process) Wait(ctx context.Context) error {
+	fd, err := p.open()
+	if errdefs.IsNotFound(err) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("wait: %w", err)
+	}
+	f := os.NewFile(uintptr(fd), "pidfd") // non-blocking: the runtime polls it
+	defer f.Close()
+	conn, err := f.SyscallConn()
+	if err != nil {
+		return fmt.Errorf("wait for process %d: %w", p.PID, err)
+	}
+	defer context.AfterFunc(ctx, func() { f.SetReadDeadline(time.Unix(1, 0)) })()
+	err = conn.Read(func(fd uintptr) bool { return ended(int(fd)) })
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		err = context.Cause(ctx)
+	}
+	if err != nil {
+		return fmt.Errorf("wait for process %d: %w", p.PID, err)
+	}
+	return nil
+}
+
+// FindProcesses returns the processes whose command line matches, in the order
+// of their numbers. Kernel threads and processes that have ended have none.
+func FindProcesses(match func(cmdline []string) bool) ([]Process, error) {
+	return findProcesses("cmdline", match)
+}
+
+// ProcessesWithEnv returns the processes that were started with key=value in
+// their environment.
+func ProcessesWithEnv(key, value string) ([]Process, error) {
+	entry := key + "=" + value
+	return findProcesses("environ", func(environ []string) bool {
+		for _, e := range environ {
+			if e == entry {
+				return true
+			}
+		}
+		return false
+	})
+}
+
+// findProcesses matches a file in /proc/PID that holds strings ended by zeros.
+func findProcesses(file string, match func([]string) bool) ([]Process, error) {
+	entries, err := os.ReadDir("/proc")
+	if err != nil {
+		return nil, fmt.Errorf("list processes: %w", err)
+	}
+	var found []Process
+	for _, e := range entries {
+		pid, err := strconv.Atoi(e.Name())
+		if err != nil {
+			continue
+		}
+		before, err := ProcessOf(pid)
+		if err != nil {
+			continue // ended meanwhile
+		}
+		data, err := os.ReadFile(fmt.Sprintf("/proc/%d/%s", pid, file))
+		if err != nil || len(data) == 0 {
+			continue
+		}
+		words := strings.Split(string(bytes.TrimSuffix(data, []byte{0})), "\x00")
+		if !match(words) {
+			continue
+		}
+		if after, err := ProcessOf(pid); err == nil && after == before {
+			found = append(found, before)
+		}
+	}
+	return found, nil
+}
