@@ -1,0 +1,240 @@
+package spec
+
+import (
+	"fmt"
+	"path"
+	"slices"
+	"strings"
+
+	"github.com/containerd/errdefs"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
+	crierrors "k8s.io/cri-api/pkg/errors"
+)
+
+// Propagation is how the mount that a path on the host lies on is shared.
+type Propagation int
+
+const (
+	// Private mounts neither send nor receive.
+	Private Propagation = iota
+	// Slave mounts receive.
+	Slave
+	// Shared mounts send and receive.
+	Shared
+)
+
+// A HostPath is the source of a CRI mount, as PrepareMounts found it.
+type HostPath struct {
+	// Path has no symbolic links.
+	Path string
+	// MountPoint is the mount that Path lies on, and Propagation how it is
+	// shared. Both are set only for CRI mounts with a propagation.
+	MountPoint  string
+	Propagation Propagation
+}
+
+// defaultMounts are what each container has unless a CRI mount replaces it.
+func (b *builder) defaultMounts() []specs.Mount {
+	sys, cgroup := "ro", "ro"
+	if b.privileged() {
+		sys, cgroup = "rw", "rw"
+	}
+	cgroupOptions := []string{"nosuid", "noexec", "nodev", "relatime", cgroup}
+	if !b.ownCgroupNamespace() {
+		// Mounting the host's own cgroup2 again changes it: what is set there
+		// has to be set again or it is lost for the node.
+		cgroupOptions = append(cgroupOptions, b.in.Kernel.CgroupOptions...)
+	}
+	mounts := []specs.Mount{
+		{Destination: "/proc", Type: "proc", Source: "proc", Options: []string{"nosuid", "noexec", "nodev"}},
+		{Destination: "/dev", Type: "tmpfs", Source: "tmpfs", Options: []string{"nosuid", "strictatime", "mode=755", "size=65536k"}},
+		{Destination: "/dev/pts", Type: "devpts", Source: "devpts", Options: []string{"nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"}},
+		{Destination: "/dev/mqueue", Type: "mqueue", Source: "mqueue", Options: []string{"nosuid", "noexec", "nodev"}},
+		{Destination: "/sys", Type: "sysfs", Source: "sysfs", Options: []string{"nosuid", "noexec", "nodev", sys}},
+		{Destination: "/sys/fs/cgroup", Type: "cgroup", Source: "cgroup", Options: cgroupOptions},
+	}
+	if b.in.Shm == "" && !HostIPC(b.in.Sandbox) {
+		mounts = append(mounts, specs.Mount{Destination: "/dev/shm", Type: "tmpfs", Source: "shm",
+			Options: []string{"nosuid", "noexec", "nodev", "mode=1777", "size=65536k"}})
+	}
+	return mounts
+}
+
+// podMounts are the sandbox's files and the image's volumes.
+func (b *builder) podMounts() []specs.Mount {
+	var out []specs.Mount
+	bind := func(source, destination, mode string) {
+		if source != "" {
+			out = append(out, specs.Mount{Source: source, Destination: destination, Type: "bind", Options: []string{"rbind", "rprivate", mode}})
+		}
+	}
+	mode := "rw"
+	if b.sc.GetReadonlyRootfs() {
+		mode = "ro"
+	}
+	bind(b.in.Hostname, "/etc/hostname", mode)
+	bind(b.in.Hosts, "/etc/hosts", mode)
+	bind(b.in.ResolvConf, "/etc/resolv.conf", mode)
+	shm := b.in.Shm
+	if HostIPC(b.in.Sandbox) {
+		shm = "/dev/shm"
+	}
+	bind(shm, "/dev/shm", "rw")
+	for _, v := range b.in.Volumes {
+		bind(v.HostPath, path.Join("/", v.ContainerPath), "rw")
+	}
+	return out
+}
+
+// mounts puts the defaults first, then all the others by depth, so that none
+// hides another. A CRI mount replaces what would be at its place; one at /dev
+// or /sys replaces the defaults below as well, for it brings its own.
+func (b *builder) mounts() error {
+	asked := b.in.Container.GetMounts()
+	if got := len(b.in.Host.Mounts); got != len(asked) {
+		return fmt.Errorf("spec of container %s: %d mounts, but %d prepared: %w", b.in.ID, len(asked), got, errdefs.ErrInternal)
+	}
+	var others []specs.Mount
+	taken := map[string]bool{}
+	for i, m := range asked {
+		mount, err := b.mount(m, b.in.Host.Mounts[i])
+		if err != nil {
+			return fmt.Errorf("mounts[%d] (%s): %w", i, m.GetContainerPath(), err)
+		}
+		if taken[mount.Destination] {
+			return fmt.Errorf("mounts[%d].container_path: %q is mounted twice: %w", i, m.GetContainerPath(), errdefs.ErrInvalidArgument)
+		}
+		taken[mount.Destination] = true
+		others = append(others, mount)
+	}
+	for _, m := range b.podMounts() {
+		if !taken[m.Destination] {
+			others = append(others, m)
+		}
+	}
+	for _, m := range b.defaultMounts() {
+		replaced := taken[m.Destination] ||
+			taken["/dev"] && strings.HasPrefix(m.Destination, "/dev/") ||
+			taken["/sys"] && strings.HasPrefix(m.Destination, "/sys/")
+		if !replaced {
+			b.spec.Mounts = append(b.spec.Mounts, m)
+		}
+	}
+	slices.SortStableFunc(others, func(x, y specs.Mount) int { return depth(x.Destination) - depth(y.Destination) })
+	b.spec.Mounts = append(b.spec.Mounts, others...)
+	return nil
+}
+
+func depth(p string) int { return strings.Count(path.Clean(p), "/") }
+
+// mount is the bind mount of one CRI mount.
+func (b *builder) mount(m *runtime.Mount, host HostPath) (specs.Mount, error) {
+	destination := path.Clean(m.GetContainerPath())
+	switch {
+	case m.GetImage() != nil:
+		return specs.Mount{}, fmt.Errorf("image: image volumes are not supported yet: %w", errdefs.ErrNotImplemented)
+	case m.GetImageSubPath() != "":
+		return specs.Mount{}, fmt.Errorf("image_sub_path: image volumes are not supported yet: %w", errdefs.ErrNotImplemented)
+	case len(m.GetUidMappings())+len(m.GetGidMappings()) > 0:
+		return specs.Mount{}, fmt.Errorf("uidMappings, gidMappings: user namespaces are not supported yet: %w", errdefs.ErrNotImplemented)
+	case !path.IsAbs(destination) || destination == "/":
+		return specs.Mount{}, fmt.Errorf("container_path: %q: it must be an absolute path below /: %w", m.GetContainerPath(), errdefs.ErrInvalidArgument)
+	}
+	out := specs.Mount{Source: host.Path, Destination: destination, Type: "bind", Options: []string{"rbind"}}
+	propagation, err := b.propagation(m, host)
+	if err != nil {
+		return specs.Mount{}, err
+	}
+	access, err := b.access(m)
+	if err != nil {
+		return specs.Mount{}, err
+	}
+	out.Options = append(out.Options, propagation, access)
+	for i, option := range m.GetMountOptions() {
+		if err := CheckMountOption(option); err != nil {
+			return specs.Mount{}, fmt.Errorf("mount_options[%d]: %w", i, err)
+		}
+		out.Options = append(out.Options, option)
+	}
+	return out, nil
+}
+
+func (b *builder) propagation(m *runtime.Mount, host HostPath) (string, error) {
+	switch m.GetPropagation() {
+	case runtime.MountPropagation_PROPAGATION_PRIVATE:
+		return "rprivate", nil
+	case runtime.MountPropagation_PROPAGATION_HOST_TO_CONTAINER:
+		if host.Propagation == Private {
+			return "", fmt.Errorf("propagation: %s needs a shared or slave mount, but %s is on %s, which is private: run `mount --make-rshared %s`: %w",
+				m.GetPropagation(), host.Path, host.MountPoint, host.MountPoint, errdefs.ErrFailedPrecondition)
+		}
+		if b.spec.Linux.RootfsPropagation == "" {
+			b.spec.Linux.RootfsPropagation = "rslave"
+		}
+		return "rslave", nil
+	case runtime.MountPropagation_PROPAGATION_BIDIRECTIONAL:
+		if host.Propagation != Shared {
+			return "", fmt.Errorf("propagation: %s needs a shared mount, but %s is on %s, which is not shared: run `mount --make-rshared %s`: %w",
+				m.GetPropagation(), host.Path, host.MountPoint, host.MountPoint, errdefs.ErrFailedPrecondition)
+		}
+		b.spec.Linux.RootfsPropagation = "rshared"
+		return "rshared", nil
+	}
+	return "", fmt.Errorf("propagation: %d is no propagation; use PRIVATE, HOST_TO_CONTAINER or BIDIRECTIONAL: %w", m.GetPropagation(), errdefs.ErrInvalidArgument)
+}
+
+func (b *builder) access(m *runtime.Mount) (string, error) {
+	switch {
+	case !m.GetRecursiveReadOnly() && m.GetReadonly():
+		return "ro", nil
+	case !m.GetRecursiveReadOnly():
+		return "rw", nil
+	case !m.GetReadonly():
+		return "", fmt.Errorf("recursive_read_only: it needs readonly as well: %w", errdefs.ErrInvalidArgument)
+	case m.GetPropagation() != runtime.MountPropagation_PROPAGATION_PRIVATE:
+		return "", fmt.Errorf("recursive_read_only: it needs propagation PROPAGATION_PRIVATE, not %s: %w", m.GetPropagation(), errdefs.ErrInvalidArgument)
+	case !b.in.Kernel.RecursiveReadOnly:
+		return "", fmt.Errorf("recursive_read_only: the kernel has no mount_setattr (Linux 5.12): %w: %w", crierrors.ErrRROUnsupported, errdefs.ErrFailedPrecondition)
+	}
+	return "rro", nil
+}
+
+// mountOptions are the flags of one mount that a CRI mount may set. Readonly
+// and propagation have fields of their own.
+var mountOptions = []string{
+	"noexec", "nodev", "nosuid", "exec", "dev", "suid", "noatime", "nodiratime", "relatime", "strictatime", "nosymfollow",
+	"rnoexec", "rnodev", "rnosuid", "rexec", "rdev", "rsuid", "rnoatime", "rnodiratime", "rrelatime", "rstrictatime", "rnosymfollow",
+}
+
+// CheckMountOption says whether a CRI mount may have an option.
+func CheckMountOption(option string) error {
+	if slices.Contains(mountOptions, option) {
+		return nil
+	}
+	return fmt.Errorf("%q is not allowed; allowed are %s: %w", option, strings.Join(mountOptions, ", "), errdefs.ErrInvalidArgument)
+}
+
+// VolumePaths are the paths for which Input.Volumes needs a directory: the
+// volumes that the image declares and no CRI mount is at. They are clean and
+// sorted.
+func VolumePaths(image *ocispec.ImageConfig, c *runtime.ContainerConfig) []string {
+	if image == nil {
+		return nil
+	}
+	taken := map[string]bool{"/": true}
+	for _, m := range c.GetMounts() {
+		taken[path.Clean(m.GetContainerPath())] = true
+	}
+	var out []string
+	for volume := range image.Volumes {
+		volume = path.Join("/", volume)
+		if !taken[volume] {
+			taken[volume] = true
+			out = append(out, volume)
+		}
+	}
+	slices.Sort(out)
+	return out
+}
