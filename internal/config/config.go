@@ -126,7 +126,7 @@ func Default() *Config {
 			ConfigPath:             "/etc/berth/certs.d",
 			Pinned:                 []string{},
 			MaxConcurrentDownloads: 6,
-			ProgressTimeout:        Duration(5 * time.Minute),
+			ProgressTimeout:        Duration{5 * time.Minute},
 		},
 		Network: Network{
 			ConfDir:       "/etc/cni/net.d",
@@ -134,7 +134,7 @@ func Default() *Config {
 			Default:       true,
 			DefaultBridge: "berth0",
 			DefaultSubnet: "10.77.0.0/16",
-			Timeout:       Duration(time.Minute),
+			Timeout:       Duration{time.Minute},
 		},
 		Runtime: Runtime{
 			DefaultHandler: "berth",
@@ -144,7 +144,7 @@ func Default() *Config {
 			},
 		},
 		Cgroup: Cgroup{Driver: "auto"},
-		Stream: Stream{Address: "127.0.0.1:0", IdleTimeout: Duration(4 * time.Hour)},
+		Stream: Stream{Address: "127.0.0.1:0", IdleTimeout: Duration{4 * time.Hour}},
 		Log:    Log{Level: "info", Format: "text"},
 	}
 }

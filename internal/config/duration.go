@@ -6,14 +6,9 @@ import (
 	"time"
 )
 
-// A Duration is a length of time, written in the file as "90s" or "1h30m".
-type Duration time.Duration
-
-// D is d as the standard library's type.
-func (d Duration) D() time.Duration { return time.Duration(d) }
-
-// String is d as UnmarshalText reads it.
-func (d Duration) String() string { return time.Duration(d).String() }
+// A Duration is a length of time, written in the file as "90s" or "1h30m". It
+// is a struct so that a bare number, which says no unit, is a wrong type.
+type Duration struct{ time.Duration }
 
 // MarshalText is d as UnmarshalText reads it.
 func (d Duration) MarshalText() ([]byte, error) { return []byte(d.String()), nil }
@@ -22,10 +17,17 @@ func (d Duration) MarshalText() ([]byte, error) { return []byte(d.String()), nil
 func (d *Duration) UnmarshalText(text []byte) error {
 	v, err := time.ParseDuration(string(text))
 	if err != nil {
-		return fmt.Errorf("%q is not a duration; write one such as \"90s\" or \"1h30m\"", text)
+		return notDuration(text)
 	}
-	*d = Duration(v)
+	d.Duration = v
 	return nil
+}
+
+// notDuration is text that is no duration.
+type notDuration string
+
+func (n notDuration) Error() string {
+	return fmt.Sprintf("%q is not a duration; write one such as \"90s\" or \"1h30m\"", string(n))
 }
 
 func isDir(path string) bool {

@@ -10,7 +10,6 @@ import (
 	"sort"
 	"strings"
 
-	"github.com/containerd/errdefs"
 	"github.com/pelletier/go-toml/v2"
 )
 
@@ -34,9 +33,22 @@ func Load(path string) (*Config, error) {
 		return nil, err
 	}
 	if err := c.Validate(); err != nil {
-		return nil, fmt.Errorf("%s: %w", path, err)
+		return nil, inFile(path, err)
 	}
 	return c, nil
+}
+
+// inFile puts the file's name before each of the errors that err joins.
+func inFile(name string, err error) error {
+	joined, ok := err.(interface{ Unwrap() []error })
+	if !ok {
+		return fmt.Errorf("%s: %w", name, err)
+	}
+	var errs []error
+	for _, e := range joined.Unwrap() {
+		errs = append(errs, fmt.Errorf("%s: %w", name, e))
+	}
+	return errors.Join(errs...)
 }
 
 // Decode reads a file's text over the defaults without validating the result.
@@ -55,7 +67,23 @@ func Decode(name string, data []byte) (*Config, error) {
 	if errors.As(err, &wrong) {
 		return nil, wrongValue(name, data, wrong)
 	}
-	return nil, fmt.Errorf("%s: %w: %w", name, err, errdefs.ErrInvalidArgument)
+	var unitless notDuration
+	if errors.As(err, &unitless) {
+		name += placeOf(string(unitless), data)
+	}
+	return nil, mistake(name + ": " + err.Error())
+}
+
+// placeOf finds the assignment of a value that is no string, for which the
+// decoder tells neither key nor line. It returns ":LINE: `TEXT`", or nothing.
+func placeOf(value string, data []byte) string {
+	for i, line := range strings.Split(string(data), "\n") {
+		_, right, ok := strings.Cut(line, "=")
+		if ok && strings.HasPrefix(strings.TrimSpace(right), value) {
+			return fmt.Sprintf(":%d: `%s`", i+1, strings.TrimSpace(line))
+		}
+	}
+	return ""
 }
 
 func unknownKeys(name string, missing *toml.StrictMissingError) error {
@@ -65,8 +93,8 @@ func unknownKeys(name string, missing *toml.StrictMissingError) error {
 		e := &missing.Errors[i]
 		line, _ := e.Position()
 		key := strings.Join(e.Key(), ".")
-		errs = append(errs, fmt.Errorf("%s:%d: unknown key %q; the nearest known one is %q: %w",
-			name, line, key, nearest(key, known), errdefs.ErrInvalidArgument))
+		errs = append(errs, mistake(fmt.Sprintf("%s:%d: unknown key %q; the nearest known one is %q",
+			name, line, key, nearest(key, known))))
 	}
 	return errors.Join(errs...)
 }
@@ -77,24 +105,27 @@ func wrongValue(name string, data []byte, e *toml.DecodeError) error {
 	if lines := bytes.Split(data, []byte("\n")); line >= 1 && line <= len(lines) {
 		text = string(bytes.TrimSpace(lines[line-1]))
 	}
+	where := fmt.Sprintf("%s:%d: `%s`", name, line, text)
 	message := strings.TrimPrefix(e.Error(), "toml: ")
 	key := strings.Join(e.Key(), ".")
-	kind, ok := knownKeys()[generic(key)]
-	if key == "" || !ok {
-		return fmt.Errorf("%s:%d: `%s`: %s: %w", name, line, text, message, errdefs.ErrInvalidArgument)
+	if key != "" {
+		where += ": " + key
 	}
-	if !strings.HasSuffix(kind, "duration") || !strings.Contains(message, "is not a duration") {
+	if kind, ok := knownKeys()[generic(key)]; ok && strings.Contains(message, "cannot") {
 		message = "wants " + kind
 	}
-	return fmt.Errorf("%s:%d: `%s`: %s: %s: %w", name, line, text, key, message, errdefs.ErrInvalidArgument)
+	return mistake(where + ": " + message)
 }
 
-// anyName stands in known keys for a name that the user chooses.
-const anyName = "<name>"
+const (
+	// handlers is the table whose keys the user chooses.
+	handlers = "runtime.handlers."
+	// anyName stands in known keys for such a key.
+	anyName = "<name>"
+)
 
 // generic is key with a user's names replaced by anyName.
 func generic(key string) string {
-	const handlers = "runtime.handlers."
 	rest, ok := strings.CutPrefix(key, handlers)
 	if !ok {
 		return key
@@ -161,7 +192,19 @@ func nearest(key string, known map[string]string) string {
 			best, bestDistance = k, d
 		}
 	}
-	return best
+	return strings.Replace(best, anyName, handlerOf(key), 1)
+}
+
+// handlerOf is the handler that a key names, or anyName.
+func handlerOf(key string) string {
+	rest, ok := strings.CutPrefix(key, handlers)
+	if !ok {
+		return anyName
+	}
+	if i := strings.LastIndexByte(rest, '.'); i >= 0 {
+		return rest[:i]
+	}
+	return rest
 }
 
 func last(key string) string { return key[strings.LastIndexByte(key, '.')+1:] }

@@ -46,8 +46,17 @@ func (c *Config) Validate() error {
 	)...)
 }
 
+// A mistake is what a user wrote wrong: ErrInvalidArgument, without those
+// words in each line.
+type mistake string
+
+func (m mistake) Error() string { return string(m) }
+
+// Is makes a mistake ErrInvalidArgument.
+func (mistake) Is(target error) bool { return target == errdefs.ErrInvalidArgument }
+
 func invalid(key string, value any, format string, args ...any) error {
-	return fmt.Errorf("%s: %#v %s: %w", key, value, fmt.Sprintf(format, args...), errdefs.ErrInvalidArgument)
+	return mistake(fmt.Sprintf("%s: %#v %s", key, value, fmt.Sprintf(format, args...)))
 }
 
 func oneOf(key, value string, allowed ...string) error {
@@ -126,7 +135,7 @@ func (c *Config) validateRegistry() []error {
 }
 
 func positive(key string, d Duration) error {
-	if d > 0 {
+	if d.Duration > 0 {
 		return nil
 	}
 	return invalid(key, d.String(), "is not longer than no time; write one such as \"1m\"")

@@ -113,7 +113,9 @@ func (m *Metrics) Handler() http.Handler {
 }
 
 // objects is a collector that counts when it is asked.
-type objects struct{ count atomic.Pointer[func() []Count] }
+type objects struct {
+	count atomic.Pointer[func() []Count]
+}
 
 var objectsDesc = prometheus.NewDesc("berth_objects", "Objects there are, by kind and state.", []string{"kind", "state"}, nil)
 
