@@ -237,6 +237,19 @@ func (c *Cgroups) Procs(path string) ([]int, error) {
 	return slices.Compact(pids), nil
 }
 
+// ProcsIn is Procs for the hierarchy of one controller, as named for Dir.
+func (c *Cgroups) ProcsIn(controller, path string) ([]int, error) {
+	dir := c.Dir(controller, path)
+	if dir == "" {
+		return nil, fmt.Errorf("processes of cgroup %s: no hierarchy has the controller %q: %w", path, controller, errdefs.ErrNotFound)
+	}
+	pids, err := appendProcs(nil, dir)
+	if err != nil {
+		return nil, fmt.Errorf("processes of cgroup %s: %w", path, err)
+	}
+	return pids, nil
+}
+
 // OOMKills returns how many processes of the cgroup the kernel has killed for
 // want of memory; on v2 those of the cgroups below it count too. ErrNotFound:
 // there is no such cgroup, or no memory controller.
