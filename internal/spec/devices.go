@@ -3,7 +3,6 @@ package spec
 import (
 	"fmt"
 	"path"
-	"strings"
 
 	"github.com/containerd/errdefs"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -28,8 +27,8 @@ func (b *builder) devices() error {
 		}
 	}
 	for i, d := range asked {
-		if err := CheckPermissions(d.GetPermissions()); err != nil {
-			return fmt.Errorf("devices[%d].permissions: %w", i, err)
+		if err := CheckDevice(d); err != nil {
+			return fmt.Errorf("devices[%d].%w", i, err)
 		}
 		for _, node := range b.in.Host.Devices[i] {
 			nodes.set(node)
@@ -42,14 +41,6 @@ func (b *builder) devices() error {
 	}
 	b.spec.Linux.Devices = nodes.list
 	b.spec.Linux.Resources.Devices = rules
-	return nil
-}
-
-// CheckPermissions says whether a CRI device's permissions are some of r, w, m.
-func CheckPermissions(p string) error {
-	if p == "" || strings.Trim(p, rwm) != "" || len(p) > len(rwm) {
-		return fmt.Errorf("%q: give one or more of r (read), w (write), m (make the node): %w", p, errdefs.ErrInvalidArgument)
-	}
 	return nil
 }
 

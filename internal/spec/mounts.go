@@ -101,10 +101,10 @@ func (b *builder) mounts() error {
 	for i, m := range asked {
 		mount, err := b.mount(m, b.in.Host.Mounts[i])
 		if err != nil {
-			return fmt.Errorf("mounts[%d] (%s): %w", i, m.GetContainerPath(), err)
+			return fmt.Errorf("mounts[%d].%w", i, err)
 		}
 		if taken[mount.Destination] {
-			return fmt.Errorf("mounts[%d].container_path: %q is mounted twice: %w", i, m.GetContainerPath(), errdefs.ErrInvalidArgument)
+			return twice(i, m)
 		}
 		taken[mount.Destination] = true
 		others = append(others, mount)
@@ -131,74 +131,46 @@ func depth(p string) int { return strings.Count(path.Clean(p), "/") }
 
 // mount is the bind mount of one CRI mount.
 func (b *builder) mount(m *runtime.Mount, host HostPath) (specs.Mount, error) {
-	destination := path.Clean(m.GetContainerPath())
-	switch {
-	case m.GetImage() != nil:
-		return specs.Mount{}, fmt.Errorf("image: image volumes are not supported yet: %w", errdefs.ErrNotImplemented)
-	case m.GetImageSubPath() != "":
-		return specs.Mount{}, fmt.Errorf("image_sub_path: image volumes are not supported yet: %w", errdefs.ErrNotImplemented)
-	case len(m.GetUidMappings())+len(m.GetGidMappings()) > 0:
-		return specs.Mount{}, fmt.Errorf("uidMappings, gidMappings: user namespaces are not supported yet: %w", errdefs.ErrNotImplemented)
-	case !path.IsAbs(destination) || destination == "/":
-		return specs.Mount{}, fmt.Errorf("container_path: %q: it must be an absolute path below /: %w", m.GetContainerPath(), errdefs.ErrInvalidArgument)
+	if err := CheckMount(m); err != nil {
+		return specs.Mount{}, err
 	}
-	out := specs.Mount{Source: host.Path, Destination: destination, Type: "bind", Options: []string{"rbind"}}
+	access := "rw"
+	switch {
+	case m.GetRecursiveReadOnly() && !b.in.Kernel.RecursiveReadOnly:
+		return specs.Mount{}, fmt.Errorf("recursive_read_only: the kernel has no mount_setattr (Linux 5.12): %w: %w", crierrors.ErrRROUnsupported, errdefs.ErrFailedPrecondition)
+	case m.GetRecursiveReadOnly():
+		access = "rro"
+	case m.GetReadonly():
+		access = "ro"
+	}
 	propagation, err := b.propagation(m, host)
 	if err != nil {
 		return specs.Mount{}, err
 	}
-	access, err := b.access(m)
-	if err != nil {
-		return specs.Mount{}, err
-	}
-	out.Options = append(out.Options, propagation, access)
-	for i, option := range m.GetMountOptions() {
-		if err := CheckMountOption(option); err != nil {
-			return specs.Mount{}, fmt.Errorf("mount_options[%d]: %w", i, err)
-		}
-		out.Options = append(out.Options, option)
-	}
-	return out, nil
+	return specs.Mount{
+		Source: host.Path, Destination: path.Clean(m.GetContainerPath()), Type: "bind",
+		Options: append([]string{"rbind", propagation, access}, m.GetMountOptions()...),
+	}, nil
 }
 
+// propagation of a mount. What the container is to receive from or send to the
+// host needs the host's mount shared, and the container's root not private.
 func (b *builder) propagation(m *runtime.Mount, host HostPath) (string, error) {
-	switch m.GetPropagation() {
-	case runtime.MountPropagation_PROPAGATION_PRIVATE:
-		return "rprivate", nil
-	case runtime.MountPropagation_PROPAGATION_HOST_TO_CONTAINER:
-		if host.Propagation == Private {
-			return "", fmt.Errorf("propagation: %s needs a shared or slave mount, but %s is on %s, which is private: run `mount --make-rshared %s`: %w",
-				m.GetPropagation(), host.Path, host.MountPoint, host.MountPoint, errdefs.ErrFailedPrecondition)
-		}
-		if b.spec.Linux.RootfsPropagation == "" {
-			b.spec.Linux.RootfsPropagation = "rslave"
+	root := &b.spec.Linux.RootfsPropagation
+	switch p := m.GetPropagation(); {
+	case p == runtime.MountPropagation_PROPAGATION_HOST_TO_CONTAINER && host.Propagation != Private:
+		if *root == "" {
+			*root = "rslave"
 		}
 		return "rslave", nil
-	case runtime.MountPropagation_PROPAGATION_BIDIRECTIONAL:
-		if host.Propagation != Shared {
-			return "", fmt.Errorf("propagation: %s needs a shared mount, but %s is on %s, which is not shared: run `mount --make-rshared %s`: %w",
-				m.GetPropagation(), host.Path, host.MountPoint, host.MountPoint, errdefs.ErrFailedPrecondition)
-		}
-		b.spec.Linux.RootfsPropagation = "rshared"
+	case p == runtime.MountPropagation_PROPAGATION_BIDIRECTIONAL && host.Propagation == Shared:
+		*root = "rshared"
 		return "rshared", nil
+	case p != runtime.MountPropagation_PROPAGATION_PRIVATE:
+		return "", fmt.Errorf("propagation: %s, but %s lies on the mount %s, which is not shared: run `mount --make-rshared %s` on the node: %w",
+			p, host.Path, host.MountPoint, host.MountPoint, errdefs.ErrFailedPrecondition)
 	}
-	return "", fmt.Errorf("propagation: %d is no propagation; use PRIVATE, HOST_TO_CONTAINER or BIDIRECTIONAL: %w", m.GetPropagation(), errdefs.ErrInvalidArgument)
-}
-
-func (b *builder) access(m *runtime.Mount) (string, error) {
-	switch {
-	case !m.GetRecursiveReadOnly() && m.GetReadonly():
-		return "ro", nil
-	case !m.GetRecursiveReadOnly():
-		return "rw", nil
-	case !m.GetReadonly():
-		return "", fmt.Errorf("recursive_read_only: it needs readonly as well: %w", errdefs.ErrInvalidArgument)
-	case m.GetPropagation() != runtime.MountPropagation_PROPAGATION_PRIVATE:
-		return "", fmt.Errorf("recursive_read_only: it needs propagation PROPAGATION_PRIVATE, not %s: %w", m.GetPropagation(), errdefs.ErrInvalidArgument)
-	case !b.in.Kernel.RecursiveReadOnly:
-		return "", fmt.Errorf("recursive_read_only: the kernel has no mount_setattr (Linux 5.12): %w: %w", crierrors.ErrRROUnsupported, errdefs.ErrFailedPrecondition)
-	}
-	return "rro", nil
+	return "rprivate", nil
 }
 
 // mountOptions are the flags of one mount that a CRI mount may set. Readonly
@@ -206,14 +178,6 @@ func (b *builder) access(m *runtime.Mount) (string, error) {
 var mountOptions = []string{
 	"noexec", "nodev", "nosuid", "exec", "dev", "suid", "noatime", "nodiratime", "relatime", "strictatime", "nosymfollow",
 	"rnoexec", "rnodev", "rnosuid", "rexec", "rdev", "rsuid", "rnoatime", "rnodiratime", "rrelatime", "rstrictatime", "rnosymfollow",
-}
-
-// CheckMountOption says whether a CRI mount may have an option.
-func CheckMountOption(option string) error {
-	if slices.Contains(mountOptions, option) {
-		return nil
-	}
-	return fmt.Errorf("%q is not allowed; allowed are %s: %w", option, strings.Join(mountOptions, ", "), errdefs.ErrInvalidArgument)
 }
 
 // VolumePaths are the paths for which Input.Volumes needs a directory: the

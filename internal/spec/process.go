@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"path"
 	"strings"
-	"unicode/utf8"
 
 	"github.com/containerd/errdefs"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -92,7 +91,7 @@ func (b *builder) env() ([]string, error) {
 	}
 	for i, kv := range b.in.Container.GetEnvs() {
 		if err := CheckEnv(kv.GetKey(), kv.GetValue()); err != nil {
-			return nil, fmt.Errorf("envs[%d]: %w", i, err)
+			return nil, fmt.Errorf("envs[%d].%w", i, err)
 		}
 		e.set(kv.GetKey(), string(kv.GetValue()))
 	}
@@ -116,26 +115,11 @@ func (e *environment) set(key, value string) {
 	e.list = append(e.list, key+"="+value)
 }
 
-// CheckEnv says what is wrong with a variable, as ErrInvalidArgument.
-func CheckEnv(key string, value []byte) error {
-	switch {
-	case key == "":
-		return fmt.Errorf("key: it is empty: name the variable: %w", errdefs.ErrInvalidArgument)
-	case strings.ContainsAny(key, "=\x00") || !utf8.ValidString(key):
-		return fmt.Errorf("key: %q: a variable's name holds no '=' and no NUL: %w", key, errdefs.ErrInvalidArgument)
-	case strings.ContainsRune(string(value), 0):
-		return fmt.Errorf("value of %s: it holds a NUL byte, which no variable can: %w", key, errdefs.ErrInvalidArgument)
-	case !utf8.Valid(value):
-		return fmt.Errorf("value of %s: it is not UTF-8, which is all that a runtime spec carries: encode it, or mount it as a file: %w", key, errdefs.ErrInvalidArgument)
-	}
-	return nil
-}
-
 func workingDir(c *runtime.ContainerConfig, image *ocispec.ImageConfig) (string, error) {
+	if err := checkWorkingDir(c.GetWorkingDir()); err != nil {
+		return "", err
+	}
 	if dir := c.GetWorkingDir(); dir != "" {
-		if !path.IsAbs(dir) || strings.ContainsRune(dir, 0) {
-			return "", fmt.Errorf("working_dir: %q: it must be an absolute path: %w", dir, errdefs.ErrInvalidArgument)
-		}
 		return path.Clean(dir), nil
 	}
 	return path.Join("/", image.WorkingDir), nil

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"path"
 	"slices"
 	"strings"
 
@@ -33,12 +32,8 @@ func (b *builder) security() error {
 	// No list is no path: the kubelet always sends its defaults, but for
 	// procMount Unmasked, and that cannot be told from a client that sends
 	// nothing.
-	for field, paths := range map[string][]string{"masked_paths": b.sc.GetMaskedPaths(), "readonly_paths": b.sc.GetReadonlyPaths()} {
-		for i, p := range paths {
-			if !path.IsAbs(p) {
-				return fmt.Errorf("linux.security_context.%s[%d]: %q: it must be an absolute path: %w", field, i, p, errdefs.ErrInvalidArgument)
-			}
-		}
+	if err := checkHiddenPaths(b.sc); err != nil {
+		return err
 	}
 	b.spec.Linux.MaskedPaths = slices.Clone(b.sc.GetMaskedPaths())
 	b.spec.Linux.ReadonlyPaths = slices.Clone(b.sc.GetReadonlyPaths())
@@ -48,11 +43,13 @@ func (b *builder) security() error {
 // Profiles are the security profiles that sc asks for, the deprecated fields
 // included; nil is none asked for.
 func Profiles(sc *runtime.LinuxContainerSecurityContext) (seccomp, apparmor *runtime.SecurityProfile, err error) {
-	seccomp, err = profile("seccomp", sc.GetSeccomp(), "seccomp_profile_path", sc.GetSeccompProfilePath()) //nolint:staticcheck // deprecated, still sent
+	//lint:ignore SA1019 deprecated, but still sent
+	seccomp, err = profile("seccomp", sc.GetSeccomp(), "seccomp_profile_path", sc.GetSeccompProfilePath())
 	if err != nil {
 		return nil, nil, err
 	}
-	apparmor, err = profile("apparmor", sc.GetApparmor(), "apparmor_profile", sc.GetApparmorProfile()) //nolint:staticcheck // deprecated, still sent
+	//lint:ignore SA1019 deprecated, but still sent
+	apparmor, err = profile("apparmor", sc.GetApparmor(), "apparmor_profile", sc.GetApparmorProfile())
 	return seccomp, apparmor, err
 }
 

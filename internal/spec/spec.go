@@ -143,26 +143,12 @@ func (b *builder) privileged() bool { return b.sc.GetPrivileged() }
 
 // refuse turns down what is asked for and not done here at all.
 func (b *builder) refuse() error {
-	c := b.in.Container
-	if b.privileged() && !b.in.Sandbox.GetLinux().GetSecurityContext().GetPrivileged() {
-		return fmt.Errorf("linux.security_context.privileged: the sandbox was not made for privileged containers: set it in the sandbox's linux.security_context too: %w", errdefs.ErrInvalidArgument)
-	}
-	if len(c.GetCDIDevices()) > 0 {
-		return fmt.Errorf("CDI_devices[0]: %q: CDI devices are not supported yet: %w", c.GetCDIDevices()[0].GetName(), errdefs.ErrNotImplemented)
-	}
-	for key := range c.GetAnnotations() {
+	for key := range b.in.Container.GetAnnotations() {
 		if strings.HasPrefix(key, "cdi.k8s.io/") {
-			b.warn("annotations[%q]: CDI devices are not supported yet, the annotation is ignored", key)
+			b.warn("annotations[%q] is ignored: CDI devices are not supported yet", key)
 		}
 	}
-	return refuseUserns("linux.security_context.namespace_options.userns_options", b.sc.GetNamespaceOptions().GetUsernsOptions())
-}
-
-func refuseUserns(field string, o *runtime.UserNamespace) error {
-	if o != nil && o.GetMode() != runtime.NamespaceMode_NODE {
-		return fmt.Errorf("%s.mode: %s: user namespaces are not supported yet: leave hostUsers unset: %w", field, o.GetMode(), errdefs.ErrNotImplemented)
-	}
-	return nil
+	return refused(b.in.Sandbox, b.in.Container)
 }
 
 // Annotations that containerd's CRI plugin puts into a spec; shims, cAdvisor

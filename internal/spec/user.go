@@ -29,10 +29,10 @@ type User struct {
 // configuration's User, as "user", "uid", "user:group" …), else root. passwd
 // and group are the image's files; nil is a missing one.
 func ResolveUser(sc *runtime.LinuxContainerSecurityContext, image string, passwd, group io.Reader) (User, error) {
-	field, who, groupName, err := userAsked(sc, image)
-	if err != nil {
+	if err := CheckUser(sc); err != nil {
 		return User{}, err
 	}
+	field, who, groupName := userAsked(sc, image)
 	files, err := parseUserFiles(passwd, group)
 	if err != nil {
 		return User{}, fmt.Errorf("%s: %w: %w", field, err, errdefs.ErrInvalidArgument)
@@ -47,57 +47,79 @@ func ResolveUser(sc *runtime.LinuxContainerSecurityContext, image string, passwd
 		}
 	}
 	gids := []uint32{gid}
-	switch policy := sc.GetSupplementalGroupsPolicy(); policy {
-	case runtime.SupplementalGroupsPolicy_Merge:
+	if sc.GetSupplementalGroupsPolicy() == runtime.SupplementalGroupsPolicy_Merge {
 		own, err := files.groupsOf(name)
 		if err != nil {
 			return User{}, fmt.Errorf("%s: %w: %w", field, err, errdefs.ErrInvalidArgument)
 		}
 		gids = append(gids, own...)
-	case runtime.SupplementalGroupsPolicy_Strict:
-	default:
-		return User{}, fmt.Errorf("linux.security_context.supplemental_groups_policy: %d is no policy; use Merge or Strict: %w", policy, errdefs.ErrInvalidArgument)
 	}
-	for i, g := range sc.GetSupplementalGroups() {
-		if g < 0 || g > math.MaxInt32 {
-			return User{}, fmt.Errorf("linux.security_context.supplemental_groups[%d]: %d: %w: %w", i, g, errRange, errdefs.ErrInvalidArgument)
-		}
+	for _, g := range sc.GetSupplementalGroups() {
 		gids = append(gids, uint32(g))
 	}
 	slices.Sort(gids)
 	return User{UID: uid, GID: gid, AdditionalGIDs: slices.Compact(gids)}, nil
 }
 
-// userAsked is the user and the group to look for, "" for a group not given,
-// and the field that says so.
-func userAsked(sc *runtime.LinuxContainerSecurityContext, image string) (field, who, group string, err error) {
+// CheckUser says what is wrong with the users and groups of sc, whatever the
+// image is.
+func CheckUser(sc *runtime.LinuxContainerSecurityContext) error {
 	const prefix = "linux.security_context."
 	uid, gid, name := sc.GetRunAsUser(), sc.GetRunAsGroup(), sc.GetRunAsUsername()
-	switch {
-	case uid != nil && name != "":
-		return "", "", "", fmt.Errorf(prefix+"run_as_username: %q: run_as_user is set as well: set one of them: %w", name, errdefs.ErrInvalidArgument)
-	case uid != nil:
-		field, who = prefix+"run_as_user", strconv.FormatInt(uid.GetValue(), 10)
-	case name != "":
-		field, who = prefix+"run_as_username", name
-	case gid != nil:
-		return "", "", "", fmt.Errorf(prefix+"run_as_group: %d: it needs run_as_user or run_as_username: %w", gid.GetValue(), errdefs.ErrInvalidArgument)
-	case image == "":
-		return "image user", "0", "", nil
+	if uid != nil && name != "" {
+		return fmt.Errorf(prefix+"run_as_username: %q: run_as_user is set as well: set one of them: %w", name, errdefs.ErrInvalidArgument)
+	}
+	if gid != nil && uid == nil && name == "" {
+		return fmt.Errorf(prefix+"run_as_group: %d: it needs run_as_user or run_as_username: %w", gid.GetValue(), errdefs.ErrInvalidArgument)
+	}
+	if strings.ContainsAny(name, ":\x00\n") {
+		return fmt.Errorf(prefix+"run_as_username: %q: it is a user's name alone: %w", name, errdefs.ErrInvalidArgument)
+	}
+	if err := checkRange(prefix+"run_as_user", uid.GetValue()); err != nil {
+		return err
+	}
+	if err := checkRange(prefix+"run_as_group", gid.GetValue()); err != nil {
+		return err
+	}
+	for i, g := range sc.GetSupplementalGroups() {
+		if err := checkRange(fmt.Sprintf(prefix+"supplemental_groups[%d]", i), g); err != nil {
+			return err
+		}
+	}
+	switch policy := sc.GetSupplementalGroupsPolicy(); policy {
+	case runtime.SupplementalGroupsPolicy_Merge, runtime.SupplementalGroupsPolicy_Strict:
+		return nil
 	default:
-		field = fmt.Sprintf("image user %q", image)
+		return fmt.Errorf(prefix+"supplemental_groups_policy: %d is no policy; use Merge or Strict: %w", policy, errdefs.ErrInvalidArgument)
+	}
+}
+
+func checkRange(field string, id int64) error {
+	if id < 0 || id > math.MaxInt32 {
+		return fmt.Errorf("%s: %d: %w: %w", field, id, errRange, errdefs.ErrInvalidArgument)
+	}
+	return nil
+}
+
+// userAsked is the user and the group to look for, "" for a group not given,
+// and the field that says so.
+func userAsked(sc *runtime.LinuxContainerSecurityContext, image string) (field, who, group string) {
+	switch {
+	case sc.GetRunAsUser() != nil:
+		field, who = "linux.security_context.run_as_user", strconv.FormatInt(sc.GetRunAsUser().GetValue(), 10)
+	case sc.GetRunAsUsername() != "":
+		field, who = "linux.security_context.run_as_username", sc.GetRunAsUsername()
+	default:
+		field = fmt.Sprintf("user %q of the image", image)
 		who, group, _ = strings.Cut(image, ":")
 		if who == "" {
-			who = "0" // ":group" is root with a group
+			who = "0" // "" is root, ":group" root with a group
 		}
 	}
-	if gid != nil {
+	if gid := sc.GetRunAsGroup(); gid != nil {
 		group = strconv.FormatInt(gid.GetValue(), 10)
-		if gid.GetValue() < 0 || gid.GetValue() > math.MaxInt32 {
-			return "", "", "", fmt.Errorf(prefix+"run_as_group: %d: %w: %w", gid.GetValue(), errRange, errdefs.ErrInvalidArgument)
-		}
 	}
-	return field, who, group, nil
+	return field, who, group
 }
 
 // errRange: runc takes no more.
@@ -213,7 +235,7 @@ func parseID(s string) (id int, numeric bool, err error) {
 		return 0, false, nil
 	}
 	if err != nil || id < 0 || id > math.MaxInt32 {
-		return 0, false, fmt.Errorf("%s: %w", s, errRange)
+		return 0, false, fmt.Errorf("%q: %w", s, errRange)
 	}
 	return id, true, nil
 }
