@@ -1,5 +1,304 @@
 package engine
 
-import "context"
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
 
-func (o *Options) sweepShims(ctx context.Context) error { return nil }
+	"github.com/containerd/errdefs"
+
+	"berth/internal/host"
+)
+
+// What a kill leaves of shims, and who puts it right:
+//
+//   - A shim that lives and whose bundle is whole: containerd adopts it.
+//   - A bundle without a living shim, or cut before it named its shim's
+//     socket: containerd runs "shim delete" in it, and removes it.
+//   - A shim that no bundle names any more, or not yet: containerd never learns
+//     of it. Found here by its command line and the socket it listens on, and
+//     killed together with what runs under it, which nobody could manage.
+//   - A "shim start" that still runs: killed before it makes such a shim.
+//   - Bundles half removed (".ID") and working directories without a bundle:
+//     containerd passes over them. Removed here.
+//
+// Several containers may share one shim, and the one it was started for may be
+// gone; so what counts is the socket, not the ID on the command line.
+
+// bundleParents are the plugins below whose directories there are bundles, as
+// PLUGIN/NAMESPACE/ID.
+var bundleParents = []string{"io.containerd.runtime.v2.task", "io.containerd.sandbox.controller.v1.shim"}
+
+// shimEnd is how long a killed process may take to be gone, and how long a
+// "shim delete" may still take.
+const shimEnd = 5 * time.Second
+
+// sweepShims removes what containerd's own recovery of shims passes over.
+func (o *Options) sweepShims(ctx context.Context) error {
+	if err := o.endHelpers(ctx); err != nil {
+		return err
+	}
+	live := map[string]bool{}
+	for _, parent := range bundleParents {
+		if err := o.sweepBundles(parent, live); err != nil {
+			return err
+		}
+	}
+	if err := o.killOrphans(ctx, live); err != nil {
+		return err
+	}
+	return o.sweepSockets(live)
+}
+
+// isOurs tells whether a command line is that of a shim of this engine.
+func (o *Options) isOurs(cmdline []string) bool {
+	i := slices.Index(cmdline, "-address")
+	return i > 0 && i+1 < len(cmdline) && cmdline[i+1] == o.Socket &&
+		slices.Contains(cmdline, "-id") && slices.Contains(cmdline, "-namespace")
+}
+
+// endHelpers ends the short calls of shim binaries that a killed daemon left
+// running: "start" is killed, "delete" may end.
+func (o *Options) endHelpers(ctx context.Context) error {
+	for _, action := range []string{"start", "delete"} {
+		found, err := host.FindProcesses(func(cmdline []string) bool {
+			return o.isOurs(cmdline) && cmdline[len(cmdline)-1] == action
+		})
+		if err != nil {
+			return err
+		}
+		for _, p := range found {
+			if action == "delete" {
+				wait, cancel := context.WithTimeout(ctx, shimEnd)
+				_ = p.Wait(wait) // killed below if it has not ended
+				cancel()
+			}
+			if err := kill(ctx, p); err != nil {
+				o.Log.Warn("a shim's helper that a killed daemon left does not end", "action", action, "pid", p.PID, "err", err)
+			}
+		}
+	}
+	return nil
+}
+
+func kill(ctx context.Context, p host.Process) error {
+	if err := p.Signal(syscall.SIGKILL); err != nil && !errdefs.IsNotFound(err) {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, shimEnd)
+	defer cancel()
+	return p.Wait(ctx)
+}
+
+// sweepBundles notes the sockets that a plugin's bundles name, and removes
+// what is no bundle any more.
+func (o *Options) sweepBundles(parent string, live map[string]bool) error {
+	state, root := filepath.Join(o.State, parent), filepath.Join(o.Root, parent)
+	ids, err := grandchildren(state)
+	if err != nil {
+		return err
+	}
+	for _, id := range ids {
+		if strings.HasPrefix(filepath.Base(id), ".") {
+			o.remove(state, id, "a bundle half removed")
+		} else if socket := bundleSocket(filepath.Join(state, id)); socket != "" {
+			live[socket] = true
+		}
+	}
+	work, err := grandchildren(root)
+	if err != nil {
+		return err
+	}
+	for _, id := range work {
+		if !slices.Contains(ids, id) || strings.HasPrefix(filepath.Base(id), ".") {
+			o.remove(root, id, "a working directory without a bundle")
+		}
+	}
+	return nil
+}
+
+// remove removes a leftover. One that cannot be removed is in nobody's way.
+func (o *Options) remove(dir, name, what string) {
+	err := host.UnmountBelow(filepath.Join(dir, name))
+	if err == nil {
+		err = host.RemoveTree(dir, name)
+	}
+	if err != nil {
+		o.Log.Warn("what a killed daemon left stays", "what", what, "err", err)
+		return
+	}
+	o.Log.Info("removed what a killed daemon left", "what", what, "path", filepath.Join(dir, name))
+}
+
+// grandchildren lists NAMESPACE/ID below dir.
+func grandchildren(dir string) ([]string, error) {
+	var list []string
+	parents, err := readDir(dir)
+	for _, p := range parents {
+		children, cerr := readDir(filepath.Join(dir, p))
+		err = errors.Join(err, cerr)
+		for _, c := range children {
+			list = append(list, filepath.Join(p, c))
+		}
+	}
+	return list, err
+}
+
+// readDir lists the directories in dir, none when it is not there.
+func readDir(dir string) ([]string, error) {
+	entries, err := os.ReadDir(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		err = nil
+	}
+	var names []string
+	for _, e := range entries {
+		if e.IsDir() {
+			names = append(names, e.Name())
+		}
+	}
+	return names, err
+}
+
+// bundleSocket is the path of the socket of a bundle's shim, "" when the
+// bundle does not name one.
+func bundleSocket(bundle string) string {
+	var boot struct {
+		Address string `json:"address"`
+	}
+	if data, err := os.ReadFile(filepath.Join(bundle, "bootstrap.json")); err == nil {
+		if json.Unmarshal(data, &boot) != nil {
+			return ""
+		}
+	} else if data, err := os.ReadFile(filepath.Join(bundle, "address")); err == nil {
+		boot.Address = strings.TrimSpace(string(data)) // before containerd 2
+	}
+	return strings.TrimPrefix(boot.Address, "unix://")
+}
+
+// killOrphans kills the shims of this engine that listen only on sockets that
+// no bundle names, and the processes below them.
+func (o *Options) killOrphans(ctx context.Context, live map[string]bool) error {
+	shims, err := host.FindProcesses(o.isOurs)
+	if err != nil || len(shims) == 0 {
+		return err
+	}
+	for _, shim := range shims {
+		sockets, err := listeningOn(shim.PID)
+		if err != nil {
+			return fmt.Errorf("sockets of the shim that is process %d: %w", shim.PID, err)
+		}
+		sockets = slices.DeleteFunc(sockets, func(path string) bool { return filepath.Dir(path) != o.socketDir() })
+		if len(sockets) == 0 || slices.ContainsFunc(sockets, func(path string) bool { return live[path] }) {
+			continue
+		}
+		below, err := descendants(shim.PID)
+		if err != nil {
+			return err
+		}
+		for _, p := range append([]host.Process{shim}, below...) {
+			if err := kill(ctx, p); err != nil {
+				o.Log.Warn("a process of a shim that no bundle names does not end", "shim", shim.PID, "pid", p.PID, "err", err)
+			}
+		}
+		o.Log.Info("killed a shim that no bundle names", "pid", shim.PID, "below", len(below))
+	}
+	return nil
+}
+
+// sweepSockets removes the sockets of shims that are gone.
+func (o *Options) sweepSockets(live map[string]bool) error {
+	entries, err := os.ReadDir(o.socketDir())
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		path := filepath.Join(o.socketDir(), e.Name())
+		if live[path] || e.Type() != fs.ModeSocket {
+			continue
+		}
+		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
+	return nil
+}
+
+// listeningOn lists the paths of the unix sockets that a process has open and
+// that have a name, so listens on or has accepted from.
+func listeningOn(pid int) ([]string, error) {
+	proc := filepath.Join("/proc", strconv.Itoa(pid))
+	fds, err := os.ReadDir(filepath.Join(proc, "fd"))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil // ended meanwhile
+	} else if err != nil {
+		return nil, err
+	}
+	open := map[string]bool{}
+	for _, fd := range fds {
+		if target, err := os.Readlink(filepath.Join(proc, "fd", fd.Name())); err == nil {
+			if inode, ok := strings.CutPrefix(target, "socket:["); ok {
+				open[strings.TrimSuffix(inode, "]")] = true
+			}
+		}
+	}
+	table, err := os.ReadFile(filepath.Join(proc, "net/unix"))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, syscall.EINVAL) {
+		return nil, err
+	}
+	return socketPaths(string(table), open), nil
+}
+
+// socketPaths reads /proc/net/unix: the paths of the sockets with these
+// inodes.
+func socketPaths(table string, inodes map[string]bool) []string {
+	var paths []string
+	for line := range strings.Lines(table) {
+		// Num RefCount Protocol Flags Type St Inode Path
+		f := strings.Fields(line)
+		if len(f) == 8 && inodes[f[6]] && !slices.Contains(paths, f[7]) {
+			paths = append(paths, f[7])
+		}
+	}
+	return paths
+}
+
+// descendants lists the processes below pid, parents first.
+func descendants(pid int) ([]host.Process, error) {
+	entries, err := os.ReadDir("/proc")
+	if err != nil {
+		return nil, err
+	}
+	children := map[int][]int{}
+	for _, e := range entries {
+		child, err := strconv.Atoi(e.Name())
+		if err != nil {
+			continue
+		}
+		stat, err := os.ReadFile(filepath.Join("/proc", e.Name(), "stat"))
+		if err != nil {
+			continue // ended meanwhile
+		}
+		// PID (NAME) STATE PPID; the name may hold anything.
+		f := strings.Fields(string(stat[strings.LastIndexByte(string(stat), ')')+1:]))
+		if parent, err := strconv.Atoi(f[1]); err == nil {
+			children[parent] = append(children[parent], child)
+		}
+	}
+	var list []host.Process
+	for queue := children[pid]; len(queue) > 0; queue = queue[1:] {
+		if p, err := host.ProcessOf(queue[0]); err == nil {
+			list = append(list, p)
+		}
+		queue = append(queue, children[queue[0]]...)
+	}
+	return list, nil
+}

@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
-	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -45,8 +44,9 @@ const (
 	maxSocketDir = 42
 	// maxSocket is what is left for Options.Socket beside ".ttrpc".
 	maxSocket = 104 - len(".ttrpc")
-	// shortSocketDirs is where the shims' sockets are when State is too long.
-	shortSocketDirs = "/run/berth-shims"
+	// shortSocketDir and a hash of State is where the shims' sockets are when
+	// State is too long.
+	shortSocketDir = "/run/berth-shims-"
 )
 
 // startMu serialises starts: containerd's plugins are registered once a
@@ -78,17 +78,16 @@ type partsKey struct{}
 const clientPluginURI = "io.containerd.internal.v1.berth"
 
 func init() {
-	// Needs nothing, so it is up before the others and tells which are.
+	// The metadata plugin, the first to hold a lock, waits for all content
+	// plugins. This one is no content store, and skips itself.
 	registry.Register(&plugin.Registration{
-		Type: plugins.InternalPlugin,
+		Type: plugins.ContentPlugin,
 		ID:   "berth-set",
 		InitFn: func(ic *plugin.InitContext) (any, error) {
-			p, ok := ic.Context.Value(partsKey{}).(*parts)
-			if !ok {
-				return nil, plugin.ErrSkipPlugin
+			if p, ok := ic.Context.Value(partsKey{}).(*parts); ok {
+				p.set = ic.Plugins()
 			}
-			p.set = ic.Plugins()
-			return p, nil
+			return nil, plugin.ErrSkipPlugin
 		},
 	})
 	registry.Register(&plugin.Registration{
@@ -196,7 +195,7 @@ func (o *Options) socketDir() string {
 		return dir
 	}
 	sum := sha256.Sum256([]byte(filepath.Clean(o.State)))
-	return filepath.Join(shortSocketDirs, hex.EncodeToString(sum[:8]))
+	return shortSocketDir + hex.EncodeToString(sum[:8])
 }
 
 // config is containerd's configuration, as its file would hold it.
@@ -271,9 +270,8 @@ func (m *embedded) stop() {
 			}
 		}
 	}
-	if err := os.Remove(m.socketDir); err == nil && filepath.Dir(m.socketDir) == shortSocketDirs {
-		if err := os.Remove(shortSocketDirs); err != nil && !errors.Is(err, os.ErrNotExist) {
-			return // another engine's sockets are there
-		}
+	// A directory of its own goes when the last shim's socket has gone.
+	if strings.HasPrefix(m.socketDir, shortSocketDir) {
+		_ = os.Remove(m.socketDir)
 	}
 }

@@ -16,8 +16,8 @@
 //   - When StartEmbedded returns, nothing that a killed predecessor left can
 //     make a later call fail. See repair.go.
 //   - Every path is below Options.Root or Options.State. The one exception is
-//     the directory of the shims' sockets, which is below /run/berth-shims
-//     where State is too long for a socket's name.
+//     the directory of the shims' sockets, which is /run/berth-shims-HASH where
+//     State is too long for a socket's name.
 //
 // What a mutation costs: metadata is in bolt, and each writing transaction
 // there is two fdatasync. There are two databases: containerd's meta.db, and

@@ -15,10 +15,17 @@ import (
 // levelTrace is below debug: containerd's own debugging.
 const levelTrace = slog.LevelDebug - 4
 
+// noise are warnings about what is as it should be.
+var noise = map[string]bool{
+	"failed check for fsverity support": true, // it does without
+}
+
 // toSlog maps the levels. What containerd tells at info is about its insides,
 // which are ours to debug, not the operator's news.
-func toSlog(l logrus.Level) slog.Level {
+func toSlog(l logrus.Level, message string) slog.Level {
 	switch {
+	case noise[message]:
+		return slog.LevelDebug
 	case l <= logrus.ErrorLevel:
 		return slog.LevelError
 	case l == logrus.WarnLevel:
@@ -69,7 +76,7 @@ func (f forward) Fire(e *logrus.Entry) error {
 		}
 		attrs = append(attrs, slog.Any(name, e.Data[k]))
 	}
-	to.LogAttrs(context.Background(), toSlog(e.Level), e.Message, attrs...)
+	to.LogAttrs(context.Background(), toSlog(e.Level, e.Message), e.Message, attrs...)
 	return nil
 }
 

@@ -7,7 +7,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"strings"
 	"time"
 
 	"github.com/containerd/containerd/v2/core/leases"
@@ -16,7 +15,6 @@ import (
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/containerd/containerd/v2/plugins"
 	"github.com/containerd/errdefs"
-	"github.com/moby/sys/mountinfo"
 	bolt "go.etcd.io/bbolt"
 )
 
@@ -63,11 +61,7 @@ func (o *Options) sweepDirectories(ctx context.Context, root string) (err error)
 		if _, ok := known[entry.Name()]; ok {
 			continue
 		}
-		path := filepath.Join(dir, entry.Name())
-		if err := removeUnmounted(path); err != nil {
-			return fmt.Errorf("a killed daemon left the directory of an unknown snapshot: %w", err)
-		}
-		o.Log.Info("removed the directory of an unknown snapshot that a killed daemon left", "path", path)
+		o.remove(dir, entry.Name(), "the directory of an unknown snapshot")
 	}
 	return nil
 }
@@ -94,22 +88,6 @@ func snapshotIDs(ctx context.Context, path string) (ids map[string]string, err e
 		return nil, fmt.Errorf("reading %s: %w", path, err)
 	}
 	return ids, nil
-}
-
-// removeUnmounted removes path and all below it, and refuses when something is
-// mounted there.
-func removeUnmounted(path string) error {
-	mounts, err := mountinfo.GetMounts(func(i *mountinfo.Info) (skip, stop bool) {
-		return i.Mountpoint != path && !strings.HasPrefix(i.Mountpoint, path+"/"), false
-	})
-	if err != nil {
-		return err
-	}
-	if len(mounts) > 0 {
-		return fmt.Errorf("%s is not removed, %s is mounted in it; unmount that and start again: %w",
-			path, mounts[0].Mountpoint, errdefs.ErrFailedPrecondition)
-	}
-	return os.RemoveAll(path)
 }
 
 // repairAfter collects snapshots that only the snapshotter knows of.
@@ -145,6 +123,9 @@ func (e *Engine) repairAfter(ctx context.Context) error {
 
 func count(ctx context.Context, s snapshots.Snapshotter) (n int, err error) {
 	err = s.Walk(ctx, func(context.Context, snapshots.Info) error { n++; return nil })
+	if errdefs.IsNotFound(err) { // no snapshot was ever made
+		err = nil
+	}
 	return n, err
 }
 
