@@ -157,7 +157,8 @@ show pods
 
 # What a pod left would be seen now: the daemon still stands, so all that may
 # be there is its own.
-leftovers=$(ours | grep -E "^(mount: $state/sandboxes|mount: .*/rootfs|process: .*shim|firewall: .*$address)|cgroup: .*/$name/." || true)
+all=$(ours)
+leftovers=$(grep -E "^(mount: $state/sandboxes|mount: .*/rootfs|process: .*containerd-shim-runc|firewall: .*$address)|^cgroup: .*/$name/." <<<"$all" || true)
 [[ -z $leftovers ]] || { printf 'demo: the pod left behind:\n%s\n' "$leftovers" >&2; exit 1; }
 
 kill "$daemon"
