@@ -81,7 +81,7 @@ type IO struct {
 	mu       sync.Mutex // guards what follows
 	keepers  []*os.File // write ends of our own, until Running
 	inputEnd bool       // StdinOnce: the first client's input has ended
-	running  int // pumps that have not ended
+	running  int        // pumps that have not ended
 	err      error
 
 	closed atomic.Bool // set under mu
