@@ -8,6 +8,9 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := build
+# The order of prerequisites counts (deps before build), and go builds in
+# parallel by itself.
+.NOTPARALLEL:
 
 GO ?= go
 PREFIX ?= /usr/local
@@ -89,6 +92,7 @@ bin/race/berth:
 runtimes: $(RUNTIMES) ## build what runs containers: runc, its shim, CNI plugins
 
 $(LIBEXEC)/runc: $(TOOL_PINS)
+	@pkg-config --exists libseccomp || { echo "runc needs libseccomp-dev and pkg-config: run 'make deps' as root first" >&2; exit 1; }
 	cd tools && CGO_ENABLED=1 $(GOBUILD) -buildmode=pie -tags 'seccomp urfave_cli_no_docs netgo osusergo' \
 		-ldflags '-s -w -linkmode external -extldflags -static-pie' -o ../$@ github.com/opencontainers/runc
 	touch $@
