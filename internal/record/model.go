@@ -23,11 +23,13 @@ const (
 
 // A Sandbox is a pod's record.
 type Sandbox struct {
-	ID        string
-	Config    *runtime.PodSandboxConfig `json:"-"`
-	Handler   string                    // resolved: never empty
-	State     SandboxState
-	CreatedAt time.Time
+	ID      string
+	Config  *runtime.PodSandboxConfig `json:"-"`
+	Handler string                    // resolved: never empty
+	// RuntimeHandler is the handler as the client named it, often empty.
+	RuntimeHandler string
+	State          SandboxState
+	CreatedAt      time.Time
 	// CgroupParent is the cgroup of the pod's containers.
 	CgroupParent string
 	// OwnCgroup says that CgroupParent was not there before the pod, so that
@@ -65,41 +67,32 @@ type Container struct {
 	Config        *runtime.ContainerConfig `json:"-"`
 	Handler       string
 	State         ContainerState
-	// ImageID is the digest of the image's configuration, ImageRef what a
-	// status shows as the reference.
-	ImageID, ImageRef string
-	Snapshotter       string
+	// ImageID is the digest of the image's configuration, ImageRef the
+	// reference by digest, ImageName what a person calls it.
+	ImageID, ImageRef, ImageName string
+	Snapshotter                  string
 	// Cgroup is the container's own, as a path below a controller.
 	Cgroup string
 	// LogPath is absolute; empty: no log.
 	LogPath string
-	// StopSignal is the image's or the configuration's, "" for SIGTERM.
+	// StopSignal is what asks it to end, as signal(7) names it.
 	StopSignal string
-	UID, GID   int64
-	Groups     []int64
-	Mounts     []Mount // as asked for, host paths resolved
+	UID, GID   uint32
+	Groups     []uint32
 	PID        int
 
 	CreatedAt, StartedAt, FinishedAt time.Time
 	ExitCode                         int32
 	Reason, Message                  string
-	// Update holds the resources as last updated, protobuf; nil: as created.
-	Update []byte `json:",omitempty"`
+	// InForce holds the resources in force, runtime.v1.LinuxContainerResources
+	// in protobuf; nil until the container is created.
+	InForce []byte `json:",omitempty"`
 }
 
-// A Mount is a CRI mount whose host path is resolved.
-type Mount struct {
-	ContainerPath, HostPath string
-	ReadOnly                bool `json:",omitempty"`
-}
-
-// Resources are those in force; nil where none were asked for.
+// Resources are those in force.
 func (c *Container) Resources() (*runtime.LinuxContainerResources, error) {
-	if c.Update == nil {
-		return c.Config.GetLinux().GetResources(), nil
-	}
 	r := new(runtime.LinuxContainerResources)
-	if err := proto.Unmarshal(c.Update, r); err != nil {
+	if err := proto.Unmarshal(c.InForce, r); err != nil {
 		return nil, fmt.Errorf("record of container %s: resources: %w", c.ID, err)
 	}
 	return r, nil
@@ -113,9 +106,11 @@ type version struct {
 const bodyVersion = 1
 
 var sandboxCodec = codec[Sandbox]{
-	kind:   "sandbox",
-	id:     func(s *Sandbox) string { return s.ID },
-	encode: func(s *Sandbox) ([]byte, []byte, error) { return encode(sandboxBody{version{bodyVersion}, *s}, s.Config) },
+	kind: "sandbox",
+	id:   func(s *Sandbox) string { return s.ID },
+	encode: func(s *Sandbox) ([]byte, []byte, error) {
+		return encode(sandboxBody{version{bodyVersion}, *s}, s.Config)
+	},
 	decode: func(body, config []byte) (*Sandbox, error) {
 		var b sandboxBody
 		cfg := new(runtime.PodSandboxConfig)

@@ -1,7 +1,7 @@
 // Package steps runs a mutation as an ordered list of named steps, each with a
 // do and an undo.
 //
-// A step that fails undoes itself and the steps before it, last first. What is
+// A step that fails, or panics, undoes itself and the steps before it, last first. What is
 // under way is journaled, so that after a crash the reconciler knows which
 // object was left half made; it undoes with the very same functions. That asks
 // one thing of every step: Undo is idempotent and knows what to undo from the
@@ -20,6 +20,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"runtime/debug"
 	"time"
 )
 
@@ -102,6 +103,9 @@ func (r *Runner) do(ctx context.Context, op, object string, step Step) (err erro
 	}
 	start := time.Now()
 	defer func() {
+		if p := recover(); p != nil {
+			err = fmt.Errorf("panic: %v\n%s", p, debug.Stack())
+		}
 		took := time.Since(start)
 		if r.opts.Observe != nil {
 			r.opts.Observe(op, step.Name, took, err)

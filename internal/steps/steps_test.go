@@ -58,6 +58,8 @@ func TestRun(t *testing.T) {
 			want: "begin a,do a,begin b,undo b,undo a,end"},
 		{name: "fails after do", failpoints: "Op/a:after=error", err: "step a: failpoint",
 			want: "begin a,do a,undo a,end"},
+		{name: "panics", failpoints: "Op/b=panic", err: "step b: panic: failpoint Op/b",
+			want: "begin a,do a,begin b,undo b,undo a,end"},
 		{name: "step without undo", failpoints: "Op/c=error", err: "step c: failpoint",
 			want: "begin a,do a,begin b,do b,begin c,undo b,undo a,end"},
 		{name: "undo fails: the others go on, the journal keeps the entry",

@@ -1,0 +1,297 @@
+package container
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/containerd/containerd/api/types/runc/options"
+	"github.com/containerd/containerd/v2/core/containers"
+	"github.com/containerd/containerd/v2/core/mount"
+	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/containerd/errdefs"
+	"github.com/containerd/typeurl/v2"
+	"github.com/opencontainers/runtime-spec/specs-go"
+	"google.golang.org/protobuf/proto"
+	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"berth/internal/image"
+	"berth/internal/record"
+	"berth/internal/spec"
+	"berth/internal/steps"
+)
+
+// opTimeout bounds an operation that nobody waits for any more.
+const opTimeout = 4 * time.Minute
+
+// A creation is what the steps of one CreateContainer share.
+type creation struct {
+	box  *record.Sandbox
+	rec  *record.Container
+	img  *image.Image
+	host spec.Host
+	root []mount.Mount // of the snapshot
+	user spec.User
+	vols []spec.Volume
+	spec *specs.Spec
+}
+
+// Create makes a container in a ready sandbox and returns its ID. The
+// configuration is valid.
+//
+// Errors: ErrNotFound for the sandbox or the image; ErrFailedPrecondition where
+// the sandbox is not ready or the machine lacks what is asked for;
+// ErrInvalidArgument for what only the image or the machine shows to be wrong;
+// ErrAlreadyExists where the name is that of a container that was started.
+func (s *Service) Create(ctx context.Context, sandboxID string, cfg *runtime.ContainerConfig) (string, error) {
+	box, err := s.sandbox(sandboxID)
+	if err != nil {
+		return "", err
+	}
+	key := fmt.Sprintf("create of container %s attempt %d in sandbox %s", cfg.GetMetadata().GetName(), cfg.GetMetadata().GetAttempt(), box.ID)
+	return s.flights.Do(ctx, key, func(ctx context.Context) (string, error) {
+		ctx, cancel := context.WithTimeout(ctx, opTimeout)
+		defer cancel()
+		return s.create(ctx, box, cfg)
+	})
+}
+
+func (s *Service) create(ctx context.Context, box *record.Sandbox, cfg *runtime.ContainerConfig) (string, error) {
+	if id, err := s.existing(ctx, box, cfg.GetMetadata()); id != "" || err != nil {
+		return id, err
+	}
+	c, err := s.plan(ctx, box, cfg)
+	if err != nil {
+		return "", fmt.Errorf("container %s: %w", cfg.GetMetadata().GetName(), err)
+	}
+	release, err := s.slots.Acquire(ctx, c.rec.ID)
+	if err != nil {
+		return "", err
+	}
+	defer release()
+	if err := s.Steps.Run(ctx, OpCreate, c.rec.ID, s.createSteps(c)...); err != nil {
+		return "", fmt.Errorf("container %s of pod %s/%s: %w", cfg.GetMetadata().GetName(), box.Config.GetMetadata().GetNamespace(), box.Config.GetMetadata().GetName(), err)
+	}
+	s.publish(runtime.ContainerEventType_CONTAINER_CREATED_EVENT, c.rec)
+	s.Log.Info("container is created", "container", c.rec.ID, "name", cfg.GetMetadata().GetName(), "sandbox", box.ID)
+	return c.rec.ID, nil
+}
+
+// existing finds the container that a repeated call asks for.
+func (s *Service) existing(ctx context.Context, box *record.Sandbox, m *runtime.ContainerMetadata) (string, error) {
+	for _, c := range s.of(box.ID) {
+		have := c.Config.GetMetadata()
+		if have.GetName() != m.GetName() || have.GetAttempt() != m.GetAttempt() {
+			continue
+		}
+		switch c.State {
+		case record.ContainerCreated:
+			return c.ID, nil
+		case record.ContainerCreating: // its undoing failed; try that again first
+			return "", s.Undo(ctx, OpCreate, c.ID)
+		}
+		return "", fmt.Errorf("container %s attempt %d of sandbox %s is there as %s and was started; remove it or raise metadata.attempt: %w",
+			m.GetName(), m.GetAttempt(), box.ID, c.ID, errdefs.ErrAlreadyExists)
+	}
+	return "", nil
+}
+
+// plan decides everything that the record names; it changes nothing.
+func (s *Service) plan(ctx context.Context, box *record.Sandbox, cfg *runtime.ContainerConfig) (*creation, error) {
+	img, err := s.Images.Get(ctx, cfg.GetImage().GetImage())
+	if err != nil {
+		return nil, err
+	}
+	id, err := newID()
+	if err != nil {
+		return nil, err
+	}
+	rec := &record.Container{
+		ID: id, SandboxID: box.ID, Config: cfg, Handler: box.Handler, State: record.ContainerCreating,
+		ImageID: img.ID, ImageRef: img.ID, ImageName: cfg.GetImage().GetImage(),
+		Snapshotter: s.Snapshotter, Cgroup: s.Cgroups.Path(box.CgroupParent, id),
+		StopSignal: spec.StopSignal(cfg, &img.Config), CreatedAt: time.Now(),
+	}
+	if digests := img.Proto.GetRepoDigests(); len(digests) > 0 {
+		rec.ImageRef, rec.ImageName = digests[0], digests[0]
+	}
+	if tags := img.Proto.GetRepoTags(); len(tags) > 0 {
+		rec.ImageName = tags[0]
+	}
+	if dir := box.Config.GetLogDirectory(); dir != "" && cfg.GetLogPath() != "" {
+		rec.LogPath = filepath.Join(dir, cfg.GetLogPath())
+	}
+	return &creation{box: box, rec: rec, img: img}, nil
+}
+
+func newID() (string, error) {
+	var b [32]byte
+	if _, err := rand.Read(b[:]); err != nil {
+		return "", err
+	}
+	return hex.EncodeToString(b[:]), nil
+}
+
+// createSteps are the steps of Create; docs/flow/start-container.md says what
+// each costs. Their undo uses the ID and the record alone.
+func (s *Service) createSteps(c *creation) []steps.Step {
+	id := c.rec.ID
+	undo := s.undoCreate(id)
+	return []steps.Step{
+		{Name: "record", Undo: undo["record"], Do: func(context.Context) error { return s.recordNew(c) }},
+		{Name: "mounts", Do: func(context.Context) (err error) {
+			c.host, err = spec.Prepare(c.rec.Config, s.Handlers[c.rec.Handler].PrivilegedWithoutHostDevices)
+			return err
+		}},
+		{Name: "directories", Undo: undo["directories"], Do: func(context.Context) error { return s.makeDirectories(id) }},
+		{Name: "snapshot", Undo: undo["snapshot"], Do: func(ctx context.Context) error { return s.prepareSnapshot(ctx, c) }},
+		{Name: "image files", Undo: undo["image files"], Do: func(ctx context.Context) error { return s.readImage(c) }},
+		{Name: "container", Undo: undo["container"], Do: func(ctx context.Context) error { return s.makeContainer(ctx, c) }},
+		{Name: "created", Do: func(context.Context) error { return s.recordCreated(c) }},
+	}
+}
+
+// recordNew writes the record, and then looks whether the sandbox is still
+// ready: a StopPodSandbox that came before sees this container, one that comes
+// later is seen here.
+func (s *Service) recordNew(c *creation) error {
+	if err := s.Store.Containers.Put(c.rec); err != nil {
+		return err
+	}
+	_, err := s.sandbox(c.box.ID)
+	return err
+}
+
+func (s *Service) makeDirectories(id string) error {
+	for _, dir := range []string{s.Paths.Container(id), s.Paths.ContainerState(id)} {
+		if err := os.MkdirAll(dir, 0o711); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// prepareSnapshot makes the writable layer. Its label makes it a root of
+// containerd's garbage collection, for no container of containerd names it yet.
+func (s *Service) prepareSnapshot(ctx context.Context, c *creation) (err error) {
+	if err := s.Images.Unpack(ctx, c.img); err != nil {
+		return err
+	}
+	c.root, err = s.client.SnapshotService(c.rec.Snapshotter).Prepare(ctx, c.rec.ID, c.img.ChainID, snapshots.WithLabels(map[string]string{
+		"containerd.io/gc.root": c.rec.CreatedAt.UTC().Format(time.RFC3339),
+		labelRoot:               s.Paths.Root,
+	}))
+	return err
+}
+
+// makeContainer writes the spec and containerd's record of the container.
+func (s *Service) makeContainer(ctx context.Context, c *creation) error {
+	namespaces, err := s.namespaces(c)
+	if err != nil {
+		return err
+	}
+	made, warnings, err := spec.Container(spec.Input{
+		ID: c.rec.ID, SandboxID: c.box.ID,
+		Sandbox: c.box.Config, Container: c.rec.Config, Image: &c.img.Config, ImageName: c.rec.ImageName,
+		Namespaces: namespaces, CgroupsPath: s.Cgroups.OCIPath(c.box.CgroupParent, c.rec.ID),
+		Hostname: s.Paths.Hostname(c.box.ID), Hosts: s.Paths.Hosts(c.box.ID), ResolvConf: s.Paths.ResolvConf(c.box.ID),
+		Shm: s.Paths.Shm(c.box.ID), User: c.user, Volumes: c.vols, Host: c.host, Kernel: s.Kernel,
+		PrivilegedWithoutHostDevices: s.Handlers[c.rec.Handler].PrivilegedWithoutHostDevices,
+		AppArmorDefault:              s.AppArmorDefault,
+	})
+	if err != nil {
+		return err
+	}
+	for _, w := range warnings {
+		s.Log.Warn("container differs from what was asked for", "container", c.rec.ID, "warning", w)
+	}
+	c.spec = made
+	body, err := typeurl.MarshalAny(made)
+	if err != nil {
+		return err
+	}
+	runtimeOptions, err := s.runtimeOptions(c.rec.Handler)
+	if err != nil {
+		return err
+	}
+	_, err = s.client.ContainerService().Create(ctx, containers.Container{
+		ID: c.rec.ID, Labels: s.labels(c), Image: c.rec.ImageName, Spec: body,
+		Runtime:     containers.RuntimeInfo{Name: s.Handlers[c.rec.Handler].Type, Options: runtimeOptions},
+		Snapshotter: c.rec.Snapshotter, SnapshotKey: c.rec.ID,
+	})
+	return err
+}
+
+// runtimeOptions are those of the runc shim; other shims get none.
+func (s *Service) runtimeOptions(handler string) (typeurl.Any, error) {
+	h := s.Handlers[handler]
+	if h.Type != "io.containerd.runc.v2" {
+		return nil, nil
+	}
+	return typeurl.MarshalAny(&options.Options{
+		BinaryName: h.Binary, Root: s.runcRoot(), SystemdCgroup: s.Cgroups.Driver() == "systemd",
+	})
+}
+
+// runcRoot is where runc keeps its states, below a directory for the namespace.
+func (s *Service) runcRoot() string { return filepath.Join(s.Paths.State, "runc") }
+
+// labels are the client's, for tools that look for pods in containerd, and
+// what marks the container as ours. containerd refuses a label of more than
+// 4096 bytes; such a one is in our record alone.
+func (s *Service) labels(c *creation) map[string]string {
+	labels := map[string]string{}
+	for k, v := range c.rec.Config.GetLabels() {
+		if len(k)+len(v) <= 4096 {
+			labels[k] = v
+		}
+	}
+	labels["io.cri-containerd.kind"] = "container"
+	labels[labelRoot] = s.Paths.Root
+	return labels
+}
+
+// namespaces are what the container joins.
+func (s *Service) namespaces(c *creation) (spec.Namespaces, error) {
+	var n spec.Namespaces
+	if !spec.HostNetwork(c.box.Config) {
+		n.Net, n.UTS = s.Paths.Namespace(c.box.ID, "net"), s.Paths.Namespace(c.box.ID, "uts")
+	}
+	if !spec.HostIPC(c.box.Config) {
+		n.IPC = s.Paths.Namespace(c.box.ID, "ipc")
+	}
+	mode, target, err := spec.PIDMode(c.box.Config, c.rec.Config)
+	if err != nil {
+		return n, err
+	}
+	switch mode {
+	case runtime.NamespaceMode_POD:
+		n.PID = s.Paths.Namespace(c.box.ID, "pid")
+	case runtime.NamespaceMode_TARGET:
+		t, _, err := s.running(target)
+		if err != nil {
+			return n, fmt.Errorf("linux.security_context.namespace_options.target_id: %w", err)
+		}
+		if t.SandboxID != c.box.ID {
+			return n, fmt.Errorf("linux.security_context.namespace_options.target_id %s is in sandbox %s, not in this one: %w", t.ID, t.SandboxID, errdefs.ErrInvalidArgument)
+		}
+		n.PID = fmt.Sprintf("/proc/%d/ns/pid", t.PID)
+	}
+	return n, nil
+}
+
+func (s *Service) recordCreated(c *creation) error {
+	inForce, err := proto.Marshal(spec.ResourcesStatus(c.spec))
+	if err != nil {
+		return err
+	}
+	_, err = s.Store.Containers.Update(c.rec.ID, func(r *record.Container) {
+		r.State, r.InForce = record.ContainerCreated, inForce
+		r.UID, r.GID, r.Groups = c.user.UID, c.user.GID, c.user.AdditionalGIDs
+	})
+	return err
+}

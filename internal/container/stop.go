@@ -1,0 +1,112 @@
+package container
+
+import (
+	"context"
+	"fmt"
+	"syscall"
+	"time"
+
+	containerd "github.com/containerd/containerd/v2/client"
+	"github.com/containerd/errdefs"
+	"github.com/moby/sys/signal"
+	"golang.org/x/sync/errgroup"
+
+	"berth/internal/record"
+	"berth/internal/steps"
+)
+
+const (
+	// defaultGrace is what a container of a stopped pod gets; a kubelet stops
+	// its containers itself, each with its own grace period, before the pod.
+	defaultGrace = 10 * time.Second
+	// killTimeout bounds the wait for a process that was sent SIGKILL.
+	killTimeout = 30 * time.Second
+)
+
+// Stop asks the container to end and, after the grace period, ends it. One
+// that does not run, or is not there, is no error.
+func (s *Service) Stop(ctx context.Context, id string, grace time.Duration) error {
+	c, err := s.Store.Containers.Resolve(id)
+	if notFound(err) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	return s.stop(ctx, c.ID, grace)
+}
+
+func (s *Service) stop(ctx context.Context, id string, grace time.Duration) error {
+	// A create or start that is under way comes first.
+	release, err := s.slots.Acquire(ctx, id)
+	if err != nil {
+		return err
+	}
+	release()
+	l := s.liveOf(id)
+	if l == nil {
+		return nil
+	}
+	c, err := s.Store.Containers.Get(id)
+	if err != nil {
+		return ignoreGone(err)
+	}
+	var list []steps.Step
+	if grace > 0 {
+		list = append(list, steps.Step{Name: "signal", Do: func(ctx context.Context) error { return s.ask(ctx, c, l, grace) }})
+	}
+	list = append(list, steps.Step{Name: "kill", Do: func(ctx context.Context) error { return s.kill(ctx, l) }})
+	return s.Steps.Run(s.Engine.Context(ctx), OpStop, id, list...)
+}
+
+// ask sends the stop signal and waits for the end or the grace period's.
+func (s *Service) ask(ctx context.Context, c *record.Container, l *live, grace time.Duration) error {
+	sig, err := signal.ParseSignal(c.StopSignal)
+	if err != nil {
+		return fmt.Errorf("stop signal %q of container %s: %w: %w", c.StopSignal, c.ID, err, errdefs.ErrInvalidArgument)
+	}
+	if err := ignoreGone(l.task.Kill(ctx, sig)); err != nil {
+		return err
+	}
+	timer := time.NewTimer(grace)
+	defer timer.Stop()
+	select {
+	case <-l.exited:
+		return nil
+	case <-timer.C:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// kill ends the container if it still runs and waits until its end is recorded.
+func (s *Service) kill(ctx context.Context, l *live) error {
+	select {
+	case <-l.exited:
+		return nil
+	default:
+	}
+	if err := ignoreGone(l.task.Kill(ctx, syscall.SIGKILL, containerd.WithKillAll)); err != nil {
+		return err
+	}
+	timer := time.NewTimer(killTimeout)
+	defer timer.Stop()
+	select {
+	case <-l.exited:
+		return nil
+	case <-timer.C:
+		return fmt.Errorf("container %s does not end of SIGKILL; a process of it may hang in the kernel (see state D in ps): %w", l.id, errdefs.ErrUnavailable)
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// StopAll ends every container of a sandbox, side by side.
+func (s *Service) StopAll(ctx context.Context, sandboxID string) error {
+	var group errgroup.Group
+	for _, c := range s.of(sandboxID) {
+		group.Go(func() error { return s.stop(ctx, c.ID, defaultGrace) })
+	}
+	return group.Wait()
+}

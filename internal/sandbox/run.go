@@ -1,0 +1,204 @@
+package sandbox
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"fmt"
+	"maps"
+	"path"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/containerd/errdefs"
+	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"berth/internal/host"
+	"berth/internal/record"
+	"berth/internal/steps"
+	"berth/internal/supervisor"
+)
+
+// runTimeout bounds a run that nobody waits for any more; a kubelet waits
+// four minutes for a sandbox.
+const runTimeout = 4 * time.Minute
+
+// Run makes a sandbox ready and returns its ID. The configuration is valid.
+//
+// Errors: ErrInvalidArgument for an unknown handler or a bad sysctl;
+// ErrAlreadyExists where the name is that of a sandbox that was stopped.
+func (s *Service) Run(ctx context.Context, req *runtime.RunPodSandboxRequest) (string, error) {
+	handler, err := s.handler(req.GetRuntimeHandler())
+	if err != nil {
+		return "", err
+	}
+	cfg := req.GetConfig()
+	return s.runs.Do(ctx, "run of pod "+name(cfg.GetMetadata()), func(ctx context.Context) (string, error) {
+		ctx, cancel := context.WithTimeout(ctx, runTimeout)
+		defer cancel()
+		return s.run(ctx, cfg, handler, req.GetRuntimeHandler())
+	})
+}
+
+func (s *Service) run(ctx context.Context, cfg *runtime.PodSandboxConfig, handler, asked string) (string, error) {
+	if box := s.byName(cfg.GetMetadata()); box != nil {
+		switch box.State {
+		case record.SandboxReady:
+			return box.ID, nil
+		case record.SandboxCreating: // its undoing failed; try that again first
+			if err := s.Undo(ctx, OpRun, box.ID); err != nil {
+				return "", err
+			}
+		default:
+			return "", fmt.Errorf("pod %s was stopped as sandbox %s; remove it or raise metadata.attempt: %w", name(cfg.GetMetadata()), box.ID, errdefs.ErrAlreadyExists)
+		}
+	}
+	id, err := newID()
+	if err != nil {
+		return "", err
+	}
+	parent := s.cgroupParent(cfg, id)
+	box := &record.Sandbox{
+		ID: id, Config: cfg, Handler: handler, RuntimeHandler: asked,
+		State: record.SandboxCreating, CreatedAt: time.Now(),
+		CgroupParent: parent, OwnCgroup: !s.Cgroups.Exists(parent),
+	}
+	release, err := s.slots.Acquire(ctx, id)
+	if err != nil {
+		return "", err
+	}
+	defer release()
+	if err := s.Steps.Run(ctx, OpRun, id, s.runSteps(box)...); err != nil {
+		return "", fmt.Errorf("pod %s/%s: %w", cfg.GetMetadata().GetNamespace(), cfg.GetMetadata().GetName(), err)
+	}
+	s.announce(id)
+	return id, nil
+}
+
+// newID returns 64 hexadecimal characters, the form that tools know containers by.
+func newID() (string, error) {
+	var b [32]byte
+	if _, err := rand.Read(b[:]); err != nil {
+		return "", err
+	}
+	return hex.EncodeToString(b[:]), nil
+}
+
+// cgroupParent is the one that the client names, or one of our own.
+func (s *Service) cgroupParent(cfg *runtime.PodSandboxConfig, id string) string {
+	if parent := cfg.GetLinux().GetCgroupParent(); parent != "" {
+		return parent
+	}
+	if s.Cgroups.Driver() == "systemd" {
+		return strings.TrimSuffix(path.Base(s.CgroupParent), ".slice") + "-" + id + ".slice"
+	}
+	return path.Join("/", s.CgroupParent, id)
+}
+
+// runSteps are the steps of Run; docs/flow/run-pod.md says what each costs.
+// Their undo uses the ID and the record alone, so that it serves after a crash.
+func (s *Service) runSteps(box *record.Sandbox) []steps.Step {
+	list := []steps.Step{
+		{Name: "record", Do: func(context.Context) error { return s.Store.Sandboxes.Put(box) }},
+		{Name: "directories", Do: func(context.Context) error { return s.makeDirectories(box.ID) }},
+		{Name: "namespaces", Do: func(context.Context) error { return s.pinNamespaces(box) }},
+	}
+	if !hostIPC(box) {
+		list = append(list, steps.Step{Name: "shm", Do: func(context.Context) error {
+			return host.MountShm(s.Paths.Shm(box.ID), host.DefaultShmSize)
+		}})
+	}
+	list = append(list, steps.Step{Name: "cgroup", Do: func(context.Context) error { return s.Cgroups.Ensure(box.CgroupParent) }})
+	if sharedPID(box) {
+		list = append(list, steps.Step{Name: "init", Do: func(ctx context.Context) error { return s.startInit(ctx, box) }})
+	}
+	if !hostNetwork(box) {
+		list = append(list, steps.Step{Name: "network", Do: func(ctx context.Context) error { return s.attach(ctx, box) }})
+	}
+	list = append(list,
+		steps.Step{Name: "files", Do: func(context.Context) error { return s.writeFiles(box) }},
+		steps.Step{Name: "ready", Do: func(context.Context) error { return s.setState(box.ID, record.SandboxReady) }},
+	)
+	undo := s.undoOf(box.ID)
+	for i := range list {
+		list[i].Undo = undo[list[i].Name]
+	}
+	return list
+}
+
+func (s *Service) pinNamespaces(box *record.Sandbox) error {
+	if hostNetwork(box) && hostIPC(box) {
+		return nil
+	}
+	hostname, err := hostnameOf(box)
+	if err != nil {
+		return err
+	}
+	return host.PinNamespaces(s.Paths.Namespaces(box.ID), host.NamespaceOptions{
+		Net: !hostNetwork(box), UTS: !hostNetwork(box), IPC: !hostIPC(box),
+		Hostname: hostname, Sysctls: box.Config.GetLinux().GetSysctls(),
+	})
+}
+
+// namespaces are the paths of those that are pinned, by kind.
+func (s *Service) namespaces(box *record.Sandbox) map[string]string {
+	pinned := map[string]string{}
+	if !hostNetwork(box) {
+		pinned["net"], pinned["uts"] = s.Paths.Namespace(box.ID, "net"), s.Paths.Namespace(box.ID, "uts")
+	}
+	if !hostIPC(box) {
+		pinned["ipc"] = s.Paths.Namespace(box.ID, "ipc")
+	}
+	return pinned
+}
+
+func (s *Service) startInit(ctx context.Context, box *record.Sandbox) error {
+	p, err := supervisor.StartPodInit(ctx, supervisor.PodInitOptions{
+		Binary: s.InitBinary, ID: box.ID,
+		Namespaces: slices.Collect(maps.Values(s.namespaces(box))), Pin: s.Paths.Namespace(box.ID, "pid"),
+		Cgroups: s.initCgroups(box), Reaper: s.Reaper,
+	})
+	if err != nil {
+		return err
+	}
+	_, err = s.Store.Sandboxes.Update(box.ID, func(b *record.Sandbox) { b.Init = &record.Process{PID: p.PID, Start: p.Start} })
+	return err
+}
+
+// initCgroups are where the init is charged for. In the v2 hierarchy a cgroup
+// that holds cgroups of containers takes no process; there it stays in ours.
+func (s *Service) initCgroups(box *record.Sandbox) []string {
+	if s.Cgroups.Version() != 1 || s.Cgroups.Driver() == "systemd" {
+		return nil
+	}
+	var dirs []string
+	for _, controller := range s.Cgroups.Controllers() {
+		if dir := s.Cgroups.Dir(controller, box.CgroupParent); dir != "" && !slices.Contains(dirs, dir) {
+			dirs = append(dirs, dir)
+		}
+	}
+	return dirs
+}
+
+func (s *Service) attach(ctx context.Context, box *record.Sandbox) error {
+	result, err := s.Network.Add(ctx, s.pod(box))
+	if err != nil {
+		return err
+	}
+	if err := host.SetLinkSysctls(s.Paths.Namespace(box.ID, "net"), box.Config.GetLinux().GetSysctls()); err != nil {
+		return err
+	}
+	_, err = s.Store.Sandboxes.Update(box.ID, func(b *record.Sandbox) { b.IPs, b.Network = result.IPs, result.Network })
+	return err
+}
+
+// announce begins what goes with a sandbox that is ready.
+func (s *Service) announce(id string) {
+	box := s.recordOr(id)
+	s.watch(box)
+	s.Events.Publish(runtime.ContainerEventType_CONTAINER_CREATED_EVENT, id, box)
+	s.Events.Publish(runtime.ContainerEventType_CONTAINER_STARTED_EVENT, id, box)
+	m := box.Config.GetMetadata()
+	s.Log.Info("pod is ready", "pod", m.GetNamespace()+"/"+m.GetName(), "sandbox", id, "ips", box.IPs)
+}

@@ -1,0 +1,127 @@
+package sandbox
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"strings"
+
+	"berth/internal/host"
+	"berth/internal/record"
+	"berth/internal/steps"
+	"berth/internal/supervisor"
+)
+
+// undoOrder is the order in which a sandbox is taken down, the reverse of Run's.
+var undoOrder = []string{"network", "init", "cgroup", "shm", "namespaces", "directories", "record"}
+
+// undoOf gives what takes back each step of Run, by its name. Each is
+// idempotent and needs no more than the ID; what the record says is read when
+// it runs, for a step may have added to it.
+func (s *Service) undoOf(id string) map[string]func(context.Context) error {
+	return map[string]func(context.Context) error{
+		"record": func(context.Context) error { return s.Store.Sandboxes.Delete(id) },
+		"directories": func(context.Context) error {
+			return errors.Join(host.RemoveTree(s.Paths.Root, "sandboxes/"+id), host.RemoveTree(s.Paths.State, "sandboxes/"+id))
+		},
+		"namespaces": func(context.Context) error { return host.UnpinNamespaces(s.Paths.Namespaces(id)) },
+		"shm":        func(context.Context) error { return host.Unmount(s.Paths.Shm(id)) },
+		"cgroup":     func(context.Context) error { return s.removeCgroup(id) },
+		"init": func(ctx context.Context) error {
+			return supervisor.StopPodInit(ctx, s.Paths.Namespace(id, "pid"))
+		},
+		"network": func(ctx context.Context) error {
+			return s.Network.Del(ctx, s.pod(s.recordOr(id)))
+		},
+	}
+}
+
+// recordOr returns the record, or for a sandbox without one its bare ID.
+func (s *Service) recordOr(id string) *record.Sandbox {
+	box, err := s.Store.Sandboxes.Get(id)
+	if err != nil {
+		return &record.Sandbox{ID: id}
+	}
+	return box
+}
+
+// undoSteps are the undo of Run as steps, to be done in undoOrder.
+func (s *Service) undoSteps(id string) []steps.Step {
+	undo := s.undoOf(id)
+	var list []steps.Step
+	for _, name := range slices.Backward(undoOrder) {
+		list = append(list, steps.Step{Name: name, Undo: undo[name]})
+	}
+	return list
+}
+
+// Undo takes back what op left half made of a sandbox, or what a sandbox that
+// no record names left on the machine. Nothing is undone where op was through
+// but for the journal, nor for Stop and Remove, which their retry finishes.
+func (s *Service) Undo(ctx context.Context, op, id string) error {
+	box, err := s.Store.Sandboxes.Get(id)
+	if op != OpRun || err == nil && box.State != record.SandboxCreating {
+		return s.Steps.Undo(ctx, op, id)
+	}
+	release, err := s.slots.Acquire(ctx, id)
+	if err != nil {
+		return err
+	}
+	defer release()
+	if err := s.Network.Settle(ctx, id); err != nil {
+		return err
+	}
+	return s.Steps.Undo(ctx, op, id, s.undoSteps(id)...)
+}
+
+// removeCgroup removes the pod's cgroup where it was not there before it.
+func (s *Service) removeCgroup(id string) error {
+	box, err := s.Store.Sandboxes.Get(id)
+	if notFound(err) || err == nil && !box.OwnCgroup {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if err := s.Cgroups.Remove(box.CgroupParent); err != nil {
+		return err
+	}
+	return s.removeEmptyParent(box.CgroupParent)
+}
+
+// removeEmptyParent removes the parent of all pods' cgroups with the last pod.
+func (s *Service) removeEmptyParent(cgroup string) error {
+	if !strings.HasPrefix(cgroup, s.CgroupParent+"/") || s.CgroupParent == "" {
+		return nil
+	}
+	for _, box := range s.Store.Sandboxes.List() {
+		if box.CgroupParent != cgroup && strings.HasPrefix(box.CgroupParent, s.CgroupParent+"/") {
+			return nil
+		}
+	}
+	err := s.Cgroups.Remove(s.CgroupParent)
+	if err != nil && s.Cgroups.Exists(s.CgroupParent) {
+		s.Log.Debug("cgroup of all pods kept", "cgroup", s.CgroupParent, "err", err)
+	}
+	return nil
+}
+
+// Strays lists the sandboxes whose directories are on the machine and that no
+// record names.
+func (s *Service) Strays() ([]string, error) {
+	var strays []string
+	for _, dir := range []string{s.Paths.Sandboxes(), s.Paths.SandboxStates()} {
+		entries, err := os.ReadDir(dir)
+		if err != nil && !errors.Is(err, os.ErrNotExist) {
+			return nil, fmt.Errorf("list sandboxes: %w", err)
+		}
+		for _, e := range entries {
+			if _, err := s.Store.Sandboxes.Get(e.Name()); notFound(err) && !slices.Contains(strays, e.Name()) {
+				strays = append(strays, e.Name())
+			}
+		}
+	}
+	return strays, nil
+}
