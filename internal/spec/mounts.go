@@ -180,6 +180,12 @@ var mountOptions = []string{
 	"rnoexec", "rnodev", "rnosuid", "rexec", "rdev", "rsuid", "rnoatime", "rnodiratime", "rrelatime", "rstrictatime", "rnosymfollow",
 }
 
+// reserved are places where an image's volume would hide what each container
+// has.
+var reserved = []string{
+	"/", "/proc", "/dev", "/dev/pts", "/dev/mqueue", "/dev/shm", "/sys", "/sys/fs/cgroup", "/etc/hostname", "/etc/hosts", "/etc/resolv.conf",
+}
+
 // VolumePaths are the paths for which Input.Volumes needs a directory: the
 // volumes that the image declares and no CRI mount is at. They are clean and
 // sorted.
@@ -187,7 +193,10 @@ func VolumePaths(image *ocispec.ImageConfig, c *runtime.ContainerConfig) []strin
 	if image == nil {
 		return nil
 	}
-	taken := map[string]bool{"/": true}
+	taken := map[string]bool{}
+	for _, own := range reserved {
+		taken[own] = true
+	}
 	for _, m := range c.GetMounts() {
 		taken[path.Clean(m.GetContainerPath())] = true
 	}

@@ -165,7 +165,8 @@ func (b *builder) apparmor() error {
 		return err
 	}
 	if !b.in.Kernel.AppArmor {
-		if p != nil && p.GetProfileType() != runtime.SecurityProfile_Unconfined && !b.privileged() {
+		local := p != nil && p.GetProfileType() == runtime.SecurityProfile_Localhost
+		if local || p != nil && p.GetProfileType() == runtime.SecurityProfile_RuntimeDefault && !b.privileged() {
 			return fmt.Errorf("linux.security_context.apparmor: %s: the kernel has no AppArmor: leave it unset or Unconfined, or use another node: %w", p.GetProfileType(), errdefs.ErrFailedPrecondition)
 		}
 		return nil
@@ -173,7 +174,7 @@ func (b *builder) apparmor() error {
 	switch {
 	case p != nil && p.GetProfileType() == runtime.SecurityProfile_Localhost:
 		b.spec.Process.ApparmorProfile = strings.TrimPrefix(p.GetLocalhostRef(), "localhost/")
-	case b.privileged(), p.GetProfileType() == runtime.SecurityProfile_Unconfined:
+	case b.privileged(), p != nil && p.GetProfileType() == runtime.SecurityProfile_Unconfined:
 	case p != nil && b.in.AppArmorDefault == "":
 		return fmt.Errorf("linux.security_context.apparmor: RuntimeDefault: no default profile could be loaded (is apparmor_parser installed?): use a Localhost profile or Unconfined: %w", errdefs.ErrFailedPrecondition)
 	default:

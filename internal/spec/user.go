@@ -15,7 +15,7 @@ import (
 )
 
 // maxUserFile bounds what is read of an image's passwd and group files.
-const maxUserFile = 10 << 20
+const maxUserFile = 4 << 20
 
 // A User is whom a container's first process runs as.
 type User struct {
@@ -33,26 +33,21 @@ func ResolveUser(sc *runtime.LinuxContainerSecurityContext, image string, passwd
 		return User{}, err
 	}
 	field, who, groupName := userAsked(sc, image)
-	files, err := parseUserFiles(passwd, group)
+	kind := func(err error) error { return fmt.Errorf("%s: %w: %w", field, err, errdefs.ErrInvalidArgument) }
+	uid, gid, name, err := findUser(who, passwd)
 	if err != nil {
-		return User{}, fmt.Errorf("%s: %w: %w", field, err, errdefs.ErrInvalidArgument)
+		return User{}, kind(err)
 	}
-	uid, gid, name, err := files.user(who)
+	explicit, member, err := findGroups(groupName, name, group)
 	if err != nil {
-		return User{}, fmt.Errorf("%s: %w: %w", field, err, errdefs.ErrInvalidArgument)
+		return User{}, kind(err)
 	}
 	if groupName != "" {
-		if gid, err = files.group(groupName); err != nil {
-			return User{}, fmt.Errorf("%s: %w: %w", field, err, errdefs.ErrInvalidArgument)
-		}
+		gid = explicit
 	}
 	gids := []uint32{gid}
 	if sc.GetSupplementalGroupsPolicy() == runtime.SupplementalGroupsPolicy_Merge {
-		own, err := files.groupsOf(name)
-		if err != nil {
-			return User{}, fmt.Errorf("%s: %w: %w", field, err, errdefs.ErrInvalidArgument)
-		}
-		gids = append(gids, own...)
+		gids = append(gids, member...)
 	}
 	for _, g := range sc.GetSupplementalGroups() {
 		gids = append(gids, uint32(g))
@@ -125,26 +120,6 @@ func userAsked(sc *runtime.LinuxContainerSecurityContext, image string) (field, 
 // errRange: runc takes no more.
 var errRange = errors.New("an ID is from 0 to 2147483647")
 
-// userFiles are an image's passwd and group; nil lists for missing files.
-type userFiles struct {
-	users  []user.User
-	groups []user.Group
-}
-
-func parseUserFiles(passwd, group io.Reader) (f userFiles, err error) {
-	if passwd != nil {
-		if f.users, err = user.ParsePasswd(&limited{r: passwd, left: maxUserFile}); err != nil {
-			return f, fmt.Errorf("the image's /etc/passwd cannot be read: %w", err)
-		}
-	}
-	if group != nil {
-		if f.groups, err = user.ParseGroup(&limited{r: group, left: maxUserFile}); err != nil {
-			return f, fmt.Errorf("the image's /etc/group cannot be read: %w", err)
-		}
-	}
-	return f, nil
-}
-
 // limited is a reader that fails at its end instead of ending early.
 type limited struct {
 	r    io.Reader
@@ -164,68 +139,75 @@ func (l *limited) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// user finds a name or a number. A number need not be in the file and has
-// group 0 then. A file's first match counts.
-func (f userFiles) user(who string) (uid, gid uint32, name string, err error) {
+// findUser finds a name or a number. A number need not be in the file and has
+// group 0 then. The first match counts.
+func findUser(who string, passwd io.Reader) (uid, gid uint32, name string, err error) {
 	number, numeric, err := parseID(who)
 	if err != nil {
 		return 0, 0, "", err
 	}
-	for _, u := range f.users {
-		if numeric && u.Uid != number || !numeric && u.Name != who {
-			continue
+	var found []user.User
+	if passwd != nil {
+		found, err = user.ParsePasswdFilter(&limited{r: passwd, left: maxUserFile}, func(u user.User) bool {
+			return numeric && u.Uid == number || !numeric && u.Name == who
+		})
+		if err != nil {
+			return 0, 0, "", fmt.Errorf("the image's /etc/passwd cannot be read: %w", err)
 		}
-		if uid, err = checkID(u.Uid); err != nil {
-			return 0, 0, "", fmt.Errorf("user %q has ID %d in the image's /etc/passwd: %w", u.Name, u.Uid, err)
-		}
-		if gid, err = checkID(u.Gid); err != nil {
-			return 0, 0, "", fmt.Errorf("user %q has group %d in the image's /etc/passwd: %w", u.Name, u.Gid, err)
-		}
-		return uid, gid, u.Name, nil
 	}
-	if !numeric {
+	switch {
+	case len(found) == 0 && numeric:
+		return uint32(number), 0, "", nil
+	case len(found) == 0:
 		return 0, 0, "", fmt.Errorf("user %q is not in the image's /etc/passwd: give a numeric user, or add it to the image", who)
 	}
-	return uint32(number), 0, "", nil
+	u := found[0]
+	if uid, err = checkID(u.Uid); err != nil {
+		return 0, 0, "", fmt.Errorf("user %q has ID %d in the image's /etc/passwd: %w", u.Name, u.Uid, err)
+	}
+	if gid, err = checkID(u.Gid); err != nil {
+		return 0, 0, "", fmt.Errorf("user %q has group %d in the image's /etc/passwd: %w", u.Name, u.Gid, err)
+	}
+	return uid, gid, u.Name, nil
 }
 
-func (f userFiles) group(which string) (uint32, error) {
+// findGroups finds the group asked for, by name or number ("" is none), and
+// those that list the user ("" is none) as a member.
+func findGroups(which, member string, file io.Reader) (gid uint32, of []uint32, err error) {
 	number, numeric, err := parseID(which)
 	if err != nil {
-		return 0, err
+		return 0, nil, err
+	}
+	named := which != "" && !numeric
+	var groups []user.Group
+	if file != nil {
+		groups, err = user.ParseGroupFilter(&limited{r: file, left: maxUserFile}, func(g user.Group) bool {
+			return named && g.Name == which || member != "" && slices.Contains(g.List, member)
+		})
+		if err != nil {
+			return 0, nil, fmt.Errorf("the image's /etc/group cannot be read: %w", err)
+		}
+	}
+	found := false
+	for _, g := range groups {
+		id, err := checkID(g.Gid)
+		if err != nil {
+			return 0, nil, fmt.Errorf("group %q has ID %d in the image's /etc/group: %w", g.Name, g.Gid, err)
+		}
+		if named && g.Name == which && !found {
+			gid, found = id, true
+		}
+		if member != "" && slices.Contains(g.List, member) {
+			of = append(of, id)
+		}
+	}
+	if named && !found {
+		return 0, nil, fmt.Errorf("group %q is not in the image's /etc/group: give a numeric group, or add it to the image", which)
 	}
 	if numeric {
-		return uint32(number), nil
+		gid = uint32(number)
 	}
-	for _, g := range f.groups {
-		if g.Name == which {
-			gid, err := checkID(g.Gid)
-			if err != nil {
-				return 0, fmt.Errorf("group %q has ID %d in the image's /etc/group: %w", which, g.Gid, err)
-			}
-			return gid, nil
-		}
-	}
-	return 0, fmt.Errorf("group %q is not in the image's /etc/group: give a numeric group, or add it to the image", which)
-}
-
-// groupsOf are the groups that list the user as a member.
-func (f userFiles) groupsOf(name string) ([]uint32, error) {
-	if name == "" {
-		return nil, nil
-	}
-	var out []uint32
-	for _, g := range f.groups {
-		if !slices.Contains(g.List, name) {
-			continue
-		}
-		gid, err := checkID(g.Gid)
-		if err != nil {
-			return nil, fmt.Errorf("group %q has ID %d in the image's /etc/group: %w", g.Name, g.Gid, err)
-		}
-		out = append(out, gid)
-	}
-	return out, nil
+	return gid, of, nil
 }
 
 // parseID tells numbers from names; a number out of range is an error.
