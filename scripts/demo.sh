@@ -13,13 +13,14 @@ readonly name=berth-demo-$$
 readonly base=${TMPDIR:-/tmp}/$name state=/run/$name
 readonly socket=$state/berth.sock bridge=bd$$
 daemon=
+export BERTH_ADDRESS=$socket BERTH_RUN_ROOT=$base/pods BERTH_LOG_ROOT=$base/logs
 
 say() { printf '\n\033[1m%s\033[0m\n' "$*"; }
 
 # show runs a command as a user would type it, and says what it is.
 show() {
 	printf '\n$ berth %s\n' "$*"
-	"$berth" --address "$socket" "$@"
+	"$berth" "$@"
 }
 
 # until_ok SECONDS COMMAND...: tries until it succeeds.
@@ -64,7 +65,7 @@ clean() {
 		tail -n 30 "$base/daemon.log" >&2 || true
 	fi
 	if [[ -n $daemon ]] && kill -0 "$daemon" 2>/dev/null; then
-		"$berth" --address "$socket" rm --force web >/dev/null 2>&1 || true
+		"$berth" rm --force web >/dev/null 2>&1 || true
 		kill "$daemon" 2>/dev/null || true
 		wait "$daemon" || true
 	fi
@@ -115,7 +116,7 @@ cat "$base/config.toml"
 "$berth" config check "$base/config.toml" >/dev/null
 "$berth" serve --config "$base/config.toml" >"$base/daemon.log" 2>&1 &
 daemon=$!
-ready() { kill -0 "$daemon" && "$berth" --address "$socket" version; }
+ready() { kill -0 "$daemon" && "$berth" version; }
 until_ok 30 ready || { echo "demo: the daemon is not ready after 30 s" >&2; exit 1; }
 show version
 
@@ -131,7 +132,7 @@ show ps
 show inspect web
 
 say "Its page, over the pod's address"
-address=$("$berth" --address "$socket" inspect web -o json | sed -n 's/.*"ip": *"\([0-9.]*\)".*/\1/p' | head -n 1)
+address=$("$berth" inspect web -o json | sed -n 's/.*"ip": *"\([0-9.]*\)".*/\1/p' | head -n 1)
 [[ -n $address ]] || { echo "demo: the pod has no address" >&2; exit 1; }
 fetch() { env -u http_proxy -u HTTP_PROXY busybox wget -q -O - "http://$address:8080/$1"; }
 until_ok 15 fetch time.txt || { echo "demo: no answer from http://$address:8080/time.txt" >&2; exit 1; }
@@ -152,7 +153,7 @@ show stop web
 show pods
 show rm web
 show pods
-[[ -z $("$berth" --address "$socket" pods -q) && -z $("$berth" --address "$socket" ps -a -q) ]] ||
+[[ -z $("$berth" pods -q) && -z $("$berth" ps -a -q) ]] ||
 	{ echo "demo: the pod is still there" >&2; exit 1; }
 
 # What a pod left would be seen now: the daemon still stands, so all that may
