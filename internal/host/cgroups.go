@@ -131,7 +131,7 @@ func (c *Cgroups) Exists(parent string) bool {
 
 // Ensure makes the cgroup, and those above it, in every hierarchy, ready to
 // hold cgroups of containers: with a cpuset and, on v2, with all controllers
-// turned on for what is below. ErrInvalidArgument: parent's form does not suit
+// turned on for what is below, so that it cannot hold processes itself. ErrInvalidArgument: parent's form does not suit
 // the driver.
 func (c *Cgroups) Ensure(parent string) error {
 	path, err := c.expand(parent)
@@ -168,7 +168,10 @@ func (c *Cgroups) ensureIn(mount, path string) error {
 		dir = filepath.Join(dir, part)
 		err := os.Mkdir(dir, 0o755)
 		made := err == nil
-		if err != nil && !errors.Is(err, fs.ErrExist) {
+		if errors.Is(err, fs.ErrExist) {
+			err = nil
+		}
+		if err != nil {
 			return err
 		}
 		switch {

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 
 	"github.com/containerd/errdefs"
@@ -44,20 +45,21 @@ func RemoveTree(root, name string) error {
 		return treeError(filepath.Join(root, filepath.Dir(clean)), err)
 	}
 	defer unix.Close(parent)
-	r := remover{top: parent, base: filepath.Base(clean)}
-	path := filepath.Join(root, clean)
-	if err := r.remove(parent, r.base, path, 0); err != nil {
+	r := remover{parent: parent, base: filepath.Base(clean), path: filepath.Join(root, clean)}
+	defer r.close()
+	if err := r.remove(parent, r.base, r.path, 0); err != nil {
 		return err
 	}
-	return r.sweep(path)
+	return r.removeAside()
 }
 
-// A remover removes one tree. What lies too deep is moved beside its top and
-// removed from there.
+// A remover removes one tree. What lies too deep is moved into a directory
+// beside the tree and removed from there.
 type remover struct {
-	top  int    // the directory that holds the tree
-	base string // the tree's name in it
-	flat int    // how many moved trees are there
+	parent     int // the directory that holds the tree
+	base, path string
+	aside      int // open where not 0
+	moved      int
 }
 
 // remove removes one entry of a directory; path is for messages.
@@ -70,13 +72,13 @@ func (r *remover) remove(dir int, name, path string, depth int) error {
 		return treeError(path, err)
 	}
 	if depth == maxDepth {
-		return r.removeDeep(dir, name, path)
+		return r.moveAside(dir, name, path)
 	}
 	fd, openErr := openDir(dir, name)
 	if errors.Is(openErr, unix.ENOENT) {
 		return nil
 	}
-	if errors.Is(openErr, unix.ENOTDIR) || errors.Is(openErr, unix.ELOOP) {
+	if errors.Is(openErr, unix.ENOTDIR) {
 		return treeError(path, err) // a file that may not be removed
 	}
 	if openErr != nil {
@@ -116,44 +118,68 @@ func (r *remover) empty(fd int, path string, depth int) error {
 	}
 }
 
-// flatName is a name beside the tree's, and starts with it: who lists what an
-// object left finds it.
-func (r *remover) flatName(n int) string { return fmt.Sprintf("%.200s.removing-%d", r.base, n) }
+// asideName starts with the tree's name: who lists what an object left finds
+// it.
+func (r *remover) asideName() string { return fmt.Sprintf("%.200s.removing", r.base) }
 
-// removeDeep moves an entry beside the top and removes it there.
-func (r *remover) removeDeep(dir int, name, path string) error {
-	r.flat++
-	flat := r.flatName(r.flat)
-	if err := r.remove(r.top, flat, path, 0); err != nil { // of an attempt that was cut
-		return err
+func (r *remover) close() {
+	if r.aside != 0 {
+		unix.Close(r.aside)
 	}
-	if err := unix.Renameat(dir, name, r.top, flat); err != nil {
-		return treeError(path, err)
-	}
-	if err := r.remove(r.top, flat, path, 0); err != nil {
-		return err
-	}
-	r.flat--
-	return nil
 }
 
-// sweep removes the moved trees of an attempt that was cut. Their numbers have
-// no gaps.
-func (r *remover) sweep(path string) error {
-	for n := 1; ; n++ {
-		var st unix.Stat_t
-		err := unix.Fstatat(r.top, r.flatName(n), &st, unix.AT_SYMLINK_NOFOLLOW)
-		if errors.Is(err, unix.ENOENT) {
-			return nil
-		}
-		if err == nil {
-			r.flat = n
-			err = r.remove(r.top, r.flatName(n), path, 0)
-		}
-		if err != nil {
-			return treeError(path, err)
+// openAside opens the directory beside the tree.
+func (r *remover) openAside() (err error) {
+	if r.aside == 0 {
+		var fd int
+		if fd, err = openDir(r.parent, r.asideName()); err == nil {
+			r.aside = fd
 		}
 	}
+	return err
+}
+
+func (r *remover) moveAside(dir int, name, path string) error {
+	if err := unix.Mkdirat(r.parent, r.asideName(), 0o700); err != nil && !errors.Is(err, unix.EEXIST) {
+		return treeError(path, err)
+	}
+	if err := r.openAside(); err != nil {
+		return treeError(path, err)
+	}
+	for {
+		r.moved++ // a number may be there since an attempt that was cut
+		err := unix.Renameat2(dir, name, r.aside, strconv.Itoa(r.moved), unix.RENAME_NOREPLACE)
+		if errors.Is(err, unix.EEXIST) {
+			continue
+		}
+		if err != nil && !errors.Is(err, unix.ENOENT) {
+			return treeError(path, err)
+		}
+		return nil
+	}
+}
+
+// removeAside removes what was moved aside, now or by an attempt that was cut.
+func (r *remover) removeAside() error {
+	err := r.openAside()
+	if errors.Is(err, unix.ENOENT) {
+		return nil
+	}
+	path := filepath.Join(filepath.Dir(r.path), r.asideName())
+	if err != nil {
+		return treeError(path, err)
+	}
+	fd, err := unix.FcntlInt(uintptr(r.aside), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		return treeError(path, err)
+	}
+	if err := r.empty(fd, path, 0); err != nil {
+		return err
+	}
+	if err := unix.Unlinkat(r.parent, r.asideName(), unix.AT_REMOVEDIR); err != nil && !errors.Is(err, unix.ENOENT) {
+		return treeError(path, err)
+	}
+	return nil
 }
 
 func openDir(dir int, name string) (int, error) {
@@ -172,8 +198,8 @@ func treeError(path string, err error) error {
 	switch {
 	case errors.Is(err, unix.EXDEV), errors.Is(err, unix.EBUSY):
 		return fmt.Errorf("remove %s: something is mounted there; unmount it first: %w: %w", path, err, errdefs.ErrFailedPrecondition)
-	case errors.Is(err, unix.ELOOP):
-		return fmt.Errorf("remove %s: a symbolic link is on the way: %w: %w", path, err, errdefs.ErrFailedPrecondition)
+	case errors.Is(err, unix.ELOOP), errors.Is(err, unix.ENOTDIR):
+		return fmt.Errorf("remove %s: a symbolic link or a file is on the way: %w: %w", path, err, errdefs.ErrFailedPrecondition)
 	case errors.Is(err, unix.EPERM):
 		return fmt.Errorf("remove %s: not permitted; is it immutable (lsattr)?: %w", path, err)
 	}
