@@ -61,7 +61,10 @@ by namespace/pod/container, pod/container, its name or its ID.`,
 			root.AddCommand(cmd)
 		}
 	}
-	add(groupPods, newPodsCommand(c), newPsCommand(c))
+	add(groupPods, newRunCommand(c), newPodsCommand(c), newPsCommand(c), newLogsCommand(c), newExecCommand(c), newAttachCommand(c),
+		newStopCommand(c), newRmCommand(c), newInspectCommand(c))
+	add(groupImages, newImagesCommand(c), newPullCommand(c), newLoadCommand(c), newRmiCommand(c))
+	add(groupDaemon, newConfigCommand(), newVersionCommand(c))
 	return root
 }
 

@@ -1,0 +1,116 @@
+package main
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+
+	"github.com/spf13/cobra"
+	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"berth/internal/client"
+)
+
+// The keys that detach from a container's terminal, as docker has them.
+const (
+	detachFirst  = 'p' & 0x1f
+	detachSecond = 'q' & 0x1f
+)
+
+// errDetached ends a stream whose user detached.
+var errDetached = errors.New("detached")
+
+func newAttachCommand(c *cli) *cobra.Command {
+	var (
+		flags streamFlags
+		noTTY bool
+	)
+	cmd := &cobra.Command{
+		Use:   "attach CONTAINER|POD",
+		Short: "Connect to the output, and with -i the input, of a running container",
+		Long: `Connect to a running container's output and, with -i, its input. A container
+with a terminal has this one while attached; Ctrl-P Ctrl-Q detaches and leaves
+it running.`,
+		Example:           "  berth attach -i web",
+		Args:              cobra.ExactArgs(1),
+		ValidArgsFunction: c.completeContainers(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return c.with(func(cl *client.Client) error {
+				ctr, err := findContainer(cmd.Context(), cl, args[0], flags.container, true)
+				if err != nil {
+					return err
+				}
+				tty := !noTTY
+				if tty {
+					if tty, err = hasTTY(cmd, cl, ctr.Id); err != nil {
+						return err
+					}
+				}
+				var wrap func(io.Reader) io.Reader
+				if tty {
+					wrap = func(r io.Reader) io.Reader { return &detachReader{r: r} }
+				}
+				err = c.stream(cmd, cl, client.StreamRequest{ContainerID: ctr.Id, TTY: tty, Transport: flags.transport}, flags.stdin, wrap)
+				if errors.Is(err, errDetached) {
+					fmt.Fprintln(cmd.ErrOrStderr(), "\r\ndetached; the container runs on")
+					return nil
+				}
+				return err
+			})
+		},
+	}
+	flags.add(cmd)
+	cmd.Flags().BoolVarP(&flags.tty, "tty", "t", true, "accepted for habit: whether the container has a terminal is known")
+	cmd.Flags().BoolVar(&noTTY, "no-tty", false, "treat the container as one without a terminal")
+	return cmd
+}
+
+// hasTTY asks whether the container was created with a terminal. Servers tell
+// in the verbose status alone, each in its way.
+func hasTTY(cmd *cobra.Command, cl *client.Client, id string) (bool, error) {
+	resp, err := cl.Runtime.ContainerStatus(cmd.Context(), &runtime.ContainerStatusRequest{ContainerId: id, Verbose: true})
+	if err != nil {
+		return false, err
+	}
+	return ttyIn(resp.GetInfo()), nil
+}
+
+// A detachReader ends at Ctrl-P Ctrl-Q. It holds back a Ctrl-P until the next
+// key has come.
+type detachReader struct {
+	r    io.Reader
+	held bool
+}
+
+// Read implements io.Reader.
+func (d *detachReader) Read(b []byte) (int, error) {
+	if len(b) < 2 {
+		return 0, io.ErrShortBuffer
+	}
+	for {
+		n, err := d.r.Read(b[1:])
+		if n == 0 {
+			if d.held && err != nil {
+				d.held = false
+				b[0] = detachFirst
+				return 1, err
+			}
+			return 0, err
+		}
+		keys := b[1 : 1+n]
+		if d.held {
+			b[0] = detachFirst
+			keys = b[:1+n]
+		}
+		if i := bytes.Index(keys, []byte{detachFirst, detachSecond}); i >= 0 {
+			return copy(b, keys[:i]), errDetached
+		}
+		if d.held = keys[len(keys)-1] == detachFirst; d.held {
+			keys = keys[:len(keys)-1]
+		}
+		if len(keys) > 0 || err != nil {
+			return copy(b, keys), err
+		}
+	}
+}

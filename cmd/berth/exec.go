@@ -1,0 +1,106 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"io"
+	"syscall"
+
+	"github.com/spf13/cobra"
+	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"berth/internal/client"
+)
+
+// streamFlags are those of commands that connect to a container.
+type streamFlags struct {
+	stdin, tty bool
+	container  string
+	transport  string
+}
+
+func (f *streamFlags) add(cmd *cobra.Command) {
+	cmd.Flags().BoolVarP(&f.stdin, "stdin", "i", false, "pass stdin to it")
+	cmd.Flags().StringVarP(&f.container, "container", "c", "", "name of the container, where a pod is given")
+	cmd.Flags().StringVar(&f.transport, "transport", client.TransportAuto, "how to connect: auto, websocket or spdy")
+}
+
+func newExecCommand(c *cli) *cobra.Command {
+	var flags streamFlags
+	cmd := &cobra.Command{
+		Use:   "exec CONTAINER|POD [--] COMMAND [ARG...]",
+		Short: "Run a command in a container",
+		Long: `Run a command in a running container. The exit code is the command's; 126 and
+127 are an executable that cannot be run or found, as with a shell.`,
+		Example: `  berth exec -it web sh
+  berth exec default/web/nginx -- cat /etc/hostname`,
+		Args:              cobra.MinimumNArgs(2),
+		ValidArgsFunction: c.completeContainers(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			command := args[1:]
+			if command[0] == "--" {
+				command = command[1:]
+			}
+			if len(command) == 0 {
+				return errors.New("no command: berth exec CONTAINER COMMAND")
+			}
+			return c.with(func(cl *client.Client) error {
+				ctr, err := findContainer(cmd.Context(), cl, args[0], flags.container, true)
+				if err != nil {
+					return err
+				}
+				return c.stream(cmd, cl, client.StreamRequest{
+					ContainerID: ctr.Id, Command: command, TTY: flags.tty, Transport: flags.transport,
+				}, flags.stdin, nil)
+			})
+		},
+	}
+	flags.add(cmd)
+	cmd.Flags().BoolVarP(&flags.tty, "tty", "t", false, "give it a terminal")
+	// Flags after the container are the command's.
+	cmd.Flags().SetInterspersed(false)
+	return cmd
+}
+
+// findContainer resolves what the user typed, with the container's name apart
+// or not.
+func findContainer(ctx context.Context, cl *client.Client, ref, name string, running bool) (*runtime.Container, error) {
+	set, err := cl.Set(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if name != "" {
+		return set.In(ref, name)
+	}
+	return set.FindContainer(ref, running)
+}
+
+// stream runs an exec or an attach with this program's streams. stdin, where
+// set, stands for the program's own.
+func (c *cli) stream(cmd *cobra.Command, cl *client.Client, req client.StreamRequest, stdin bool, wrap func(io.Reader) io.Reader) error {
+	req.Stdout, req.Stderr = cmd.OutOrStdout(), cmd.ErrOrStderr()
+	if stdin {
+		req.Stdin = c.in
+		if wrap != nil {
+			req.Stdin = wrap(c.in)
+		}
+	}
+	if req.TTY {
+		// What the terminal reads and shows is the container's from here on.
+		t, err := openTerminal(c.in, req.Stdout, stdin)
+		if err != nil {
+			return err
+		}
+		defer t.close()
+		req.Resize = t
+	}
+	err := cl.Stream(cmd.Context(), req)
+	var code client.ExitCode
+	switch {
+	case errors.As(err, &code):
+		return &exitError{code: int(code)}
+	case errors.Is(err, syscall.EPIPE):
+		return nil
+	}
+	return err
+}

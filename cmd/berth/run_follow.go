@@ -1,0 +1,157 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/spf13/cobra"
+	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"berth/internal/client"
+	"berth/internal/manifest"
+	"berth/internal/podrun"
+)
+
+// followPod runs a pod in the foreground.
+func followPod(cmd *cobra.Command, opts podrun.Options, keep bool) error {
+	ctx := cmd.Context()
+	logs := newFollower(ctx, opts.Client, cmd.OutOrStdout(), cmd.ErrOrStderr())
+	opts.Started = logs.follow
+	r := podrun.New(opts)
+	if err := r.Start(ctx); err != nil {
+		return errors.Join(err, logs.end())
+	}
+	meta := opts.Plan.Sandbox.Metadata
+	opts.Say("pod %s runs (%s); Ctrl-C stops and removes it", client.PodName(meta), shortID(r.ID()))
+	code, err := r.Wait(ctx)
+	if err == nil && keep {
+		return errors.Join(codeError(code), logs.end())
+	}
+	pod := &runtime.PodSandbox{Id: r.ID(), Metadata: meta, Annotations: opts.Plan.Sandbox.Annotations}
+	if ctx.Err() != nil {
+		opts.Say("stopping pod %s, at most %s; Ctrl-C again kills it at once", client.PodName(meta), opts.Plan.Grace)
+	}
+	err = errors.Join(err, endPod(ctx, opts.Client, pod, logs))
+	if err == nil {
+		err = codeError(code)
+	}
+	return err
+}
+
+func codeError(code int32) error {
+	if code == 0 {
+		return nil
+	}
+	return &exitError{code: int(code)}
+}
+
+// endPod stops and removes the pod. A signal that comes meanwhile ends the grace
+// period.
+func endPod(ctx context.Context, cl *client.Client, pod *runtime.PodSandbox, logs *follower) error {
+	impatient, done := signal.NotifyContext(context.WithoutCancel(ctx), os.Interrupt, syscall.SIGTERM)
+	defer done()
+	err := podrun.Stop(impatient, cl, pod, nil)
+	ctx = context.WithoutCancel(ctx)
+	if impatient.Err() != nil {
+		err = podrun.Stop(ctx, cl, pod, new(time.Duration(0)))
+	}
+	if err != nil {
+		return errors.Join(err, logs.end())
+	}
+	return errors.Join(logs.end(), podrun.Remove(ctx, cl, pod))
+}
+
+// A follower shows the logs of several containers at once, each line with the
+// container's name before it.
+type follower struct {
+	ctx         context.Context
+	cancel      context.CancelFunc
+	client      *client.Client
+	out, errOut io.Writer
+	wg          sync.WaitGroup
+
+	mu  sync.Mutex // guards err, and the writers for a line at a time
+	err error
+}
+
+func newFollower(ctx context.Context, cl *client.Client, out, errOut io.Writer) *follower {
+	f := &follower{client: cl, out: out, errOut: errOut}
+	// The last lines come after Ctrl-C.
+	f.ctx, f.cancel = context.WithCancel(context.WithoutCancel(ctx))
+	return f
+}
+
+// follow shows a container's log until it has ended.
+func (f *follower) follow(c *manifest.Container, id, _ string) {
+	stdout, stderr := f.prefixed(f.out, c.Name), f.prefixed(f.errOut, c.Name)
+	f.wg.Go(func() {
+		err := f.client.Logs(f.ctx, id, client.LogOptions{Follow: true}, stdout, stderr)
+		err = errors.Join(err, stdout.flush(), stderr.flush())
+		if err != nil && f.ctx.Err() == nil {
+			f.mu.Lock()
+			defer f.mu.Unlock()
+			f.err = errors.Join(f.err, fmt.Errorf("log of container %s: %w", c.Name, err))
+		}
+	})
+}
+
+// end waits for the logs of containers that have ended.
+func (f *follower) end() error {
+	late := time.AfterFunc(logsDrain, f.cancel)
+	f.wg.Wait()
+	late.Stop()
+	f.cancel()
+	return f.err
+}
+
+func (f *follower) prefixed(w io.Writer, name string) *prefixWriter {
+	return &prefixWriter{mu: &f.mu, w: w, prefix: []byte("[" + name + "] ")}
+}
+
+// A prefixWriter writes whole lines, each with a prefix.
+type prefixWriter struct {
+	mu     *sync.Mutex // guards w, which others write to
+	w      io.Writer
+	prefix []byte
+	rest   []byte // of a line whose end has not come
+}
+
+// Write implements io.Writer.
+func (p *prefixWriter) Write(b []byte) (int, error) {
+	p.rest = append(p.rest, b...)
+	for {
+		line, rest, found := bytes.Cut(p.rest, []byte("\n"))
+		if !found {
+			return len(b), nil
+		}
+		if err := p.line(line); err != nil {
+			return 0, err
+		}
+		p.rest = rest
+	}
+}
+
+// flush writes a last line that has no end.
+func (p *prefixWriter) flush() error {
+	if len(p.rest) == 0 {
+		return nil
+	}
+	line := p.rest
+	p.rest = nil
+	return p.line(line)
+}
+
+func (p *prefixWriter) line(line []byte) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	_, err := p.w.Write(append(append(bytes.Clone(p.prefix), line...), '\n'))
+	return err
+}
