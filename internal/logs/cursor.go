@@ -84,3 +84,5 @@ func (c *cursor) clear() error {
 	_, err := c.f.WriteAt(none[:], 4)
 	return err
 }
+
+func checksum(data []byte) uint32 { return crc32.Checksum(data, castagnoli) }

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
-	"hash/crc32"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -138,7 +137,7 @@ func (f *logFile) writeLocked(p *pump, data []byte) {
 	f.cursorFailed(f.cursor.set(move{
 		stream: p.number(),
 		taken:  uint32(len(data)),
-		sum:    crc32.Checksum(data, castagnoli),
+		sum:    checksum(data),
 		added:  uint32(len(out)),
 		dev:    f.dev,
 		ino:    f.ino,

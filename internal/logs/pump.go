@@ -2,7 +2,6 @@ package logs
 
 import (
 	"errors"
-	"hash/crc32"
 	"os"
 	"syscall"
 	"time"
@@ -195,7 +194,7 @@ func (p *pump) takeAgain(m move) error {
 			return
 		}
 		n, err := b.peek(int(fd), int(m.taken))
-		if err != nil || n < int(m.taken) || crc32.Checksum(b.in[:n], castagnoli) != m.sum {
+		if err != nil || n < int(m.taken) || checksum(b.in[:n]) != m.sum {
 			failed = err
 			return
 		}
