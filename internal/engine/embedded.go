@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	containerd "github.com/containerd/containerd/v2/client"
 	"github.com/containerd/containerd/v2/cmd/containerd/server"
@@ -49,6 +50,11 @@ const (
 	shortSocketDir = "/run/berth-shims-"
 )
 
+// openTimeout is how long a database may be locked by another process. There is
+// one only when two daemons share a root; without an end, the second would wait
+// for ever.
+var openTimeout = 5 * time.Second
+
 // startMu serialises starts: containerd's plugins are registered once a
 // process, and decode their configuration into one variable each.
 var startMu sync.Mutex
@@ -63,6 +69,8 @@ type embedded struct {
 
 // parts are what our own plugin hands out of the server while it starts.
 type parts struct {
+	// state is Options.State.
+	state string
 	// set holds the plugins that are up, in their order.
 	set    *plugin.Set
 	client *containerd.Client
@@ -151,18 +159,13 @@ func StartEmbedded(ctx context.Context, o Options) (*Engine, error) {
 		return nil, fmt.Errorf("embedded containerd: putting right what a killed predecessor left: %w", err)
 	}
 
-	p := &parts{}
+	p := &parts{state: o.State}
 	run, cancel := context.WithCancel(context.WithValue(o.logContext(context.WithoutCancel(ctx)), partsKey{}, p))
 	srv, err := server.New(run, conf)
-	if err == nil {
-		if err = srv.Start(run); err == nil {
-			srv.Wait()
-		}
-	}
 	e := &Engine{client: p.client, address: o.Socket, log: o.Log,
 		embedded: &embedded{server: srv, cancel: cancel, parts: p, socketDir: o.socketDir()}}
 	if err == nil {
-		if err = e.repairAfter(ctx); err == nil {
+		if err = e.serve(ctx, run); err == nil {
 			return e, nil
 		}
 	}
@@ -171,6 +174,24 @@ func StartEmbedded(ctx context.Context, o Options) (*Engine, error) {
 	}
 	e.embedded.stop()
 	return nil, fmt.Errorf("embedded containerd in %s: %w", o.Root, err)
+}
+
+// serve opens the sockets of a server that has loaded, once what a kill left is
+// put right.
+func (e *Engine) serve(ctx, run context.Context) error {
+	kept, err := e.embedded.parts.releaseTasks(ctx)
+	if err != nil {
+		return fmt.Errorf("releasing tasks: %w", err)
+	}
+	if err := e.repairAfter(ctx); err != nil {
+		return err
+	}
+	if err := e.embedded.server.Start(run); err != nil {
+		return err
+	}
+	e.embedded.server.Wait()
+	e.dropDeleted(ctx, kept)
+	return nil
 }
 
 func (o *Options) validate() error {
@@ -212,9 +233,7 @@ func (o *Options) config() (*srvconfig.Config, error) {
 			"io.containerd.shim.v1.manager": map[string]any{"socket_dir": o.socketDir()},
 		},
 		Timeouts: map[string]string{
-			// The database is locked by whoever has it open; without this, a
-			// second daemon on one root would wait for ever.
-			"io.containerd.timeout.bolt.open": "10s",
+			"io.containerd.timeout.bolt.open": openTimeout.String(),
 		},
 	}, nil
 }

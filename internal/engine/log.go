@@ -2,12 +2,15 @@ package engine
 
 import (
 	"context"
+	"errors"
 	"io"
 	"log/slog"
+	"os"
 	"slices"
 	"sync"
 	"sync/atomic"
 
+	"github.com/containerd/fifo"
 	"github.com/containerd/log"
 	"github.com/sirupsen/logrus"
 )
@@ -15,16 +18,23 @@ import (
 // levelTrace is below debug: containerd's own debugging.
 const levelTrace = slog.LevelDebug - 4
 
-// noise are warnings about what is as it should be.
-var noise = map[string]bool{
-	"failed check for fsverity support": true, // it does without
+// isNoise tells what containerd warns of though it is as it should be.
+func isNoise(e *logrus.Entry) bool {
+	switch e.Message {
+	case "failed check for fsverity support": // it does without
+		return true
+	case "copy shim log": // the shim has ended, and its log was closed first
+		err, _ := e.Data[logrus.ErrorKey].(error)
+		return errors.Is(err, os.ErrClosed) || errors.Is(err, fifo.ErrReadClosed)
+	}
+	return false
 }
 
 // toSlog maps the levels. What containerd tells at info is about its insides,
 // which are ours to debug, not the operator's news.
-func toSlog(l logrus.Level, message string) slog.Level {
-	switch {
-	case noise[message]:
+func toSlog(e *logrus.Entry) slog.Level {
+	switch l := e.Level; {
+	case isNoise(e):
 		return slog.LevelDebug
 	case l <= logrus.ErrorLevel:
 		return slog.LevelError
@@ -76,7 +86,7 @@ func (f forward) Fire(e *logrus.Entry) error {
 		}
 		attrs = append(attrs, slog.Any(name, e.Data[k]))
 	}
-	to.LogAttrs(context.Background(), toSlog(e.Level, e.Message), e.Message, attrs...)
+	to.LogAttrs(context.Background(), toSlog(e), e.Message, attrs...)
 	return nil
 }
 

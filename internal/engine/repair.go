@@ -70,7 +70,7 @@ func (o *Options) sweepDirectories(ctx context.Context, root string) (err error)
 // reads: no fsync.
 func snapshotIDs(ctx context.Context, path string) (ids map[string]string, err error) {
 	store, err := storage.NewMetaStore(path, func(b *bolt.Options) error {
-		b.Timeout = 10 * time.Second
+		b.Timeout = openTimeout
 		return nil
 	})
 	if err != nil {
