@@ -93,8 +93,11 @@ func resolveHostPath(p string) (string, error) {
 		return "", fmt.Errorf("%q: it must be an absolute path: %w", p, errdefs.ErrInvalidArgument)
 	}
 	resolved, err := filepath.EvalSymlinks(p)
+	if err == nil {
+		return resolved, nil
+	}
 	if !errors.Is(err, fs.ErrNotExist) {
-		return resolved, err
+		return "", fmt.Errorf("%s cannot be followed: %w", p, err)
 	}
 	if target, err := os.Readlink(p); err == nil {
 		return "", fmt.Errorf("%s is a symbolic link to %s, which does not exist: %w", p, target, errdefs.ErrNotFound)
@@ -151,7 +154,7 @@ func deviceNodes(d *runtime.Device) ([]specs.LinuxDevice, error) {
 		if errors.Is(err, fs.ErrNotExist) {
 			return nil, fmt.Errorf("%s: there is no such device on the node: %w", d.GetHostPath(), errdefs.ErrInvalidArgument)
 		}
-		return nil, err
+		return nil, fmt.Errorf("%s cannot be followed: %w", d.GetHostPath(), err)
 	}
 	target := d.GetContainerPath()
 	if target == "" {
