@@ -18,7 +18,9 @@ DESTDIR ?=
 SYSCONFDIR ?= /etc
 UNITDIR ?= /etc/systemd/system
 
-VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+# A semantic version always: a kubelet refuses a runtime whose version is none.
+VERSION := $(or $(VERSION),$(shell git describe --tags --match 'v[0-9]*' --dirty 2>/dev/null || \
+	echo "v0.0.0-dev+$$(git describe --always --dirty=.dirty --exclude '*' 2>/dev/null || echo unknown)"))
 LDFLAGS := -s -w -X berth/internal/version.version=$(VERSION)
 GOBUILD := $(GO) build -trimpath -buildvcs=false
 
