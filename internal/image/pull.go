@@ -35,6 +35,7 @@ type PullRequest struct {
 
 // A pull is one download that callers share.
 type pull struct {
+	key     string
 	cancel  context.CancelFunc
 	tracker *tracker
 	done    chan struct{}
@@ -82,9 +83,9 @@ func (s *Store) join(named reference.Named, creds credentials) (*pull, error) {
 	p := s.pulls[key]
 	if p == nil {
 		ctx, cancel := context.WithCancel(s.base)
-		p = &pull{cancel: cancel, tracker: newTracker(), done: make(chan struct{})}
+		p = &pull{key: key, cancel: cancel, tracker: newTracker(), done: make(chan struct{})}
 		s.pulls[key] = p
-		s.wg.Go(func() { s.run(ctx, key, p, named, creds) })
+		s.wg.Go(func() { s.run(ctx, p, named, creds) })
 	}
 	p.callers++
 	if p.abandon != nil {
@@ -114,6 +115,14 @@ func (s *Store) abandoned(p *pull) {
 	defer s.mu.Unlock()
 	if p.callers == 0 {
 		p.cancel()
+		s.forgetLocked(p) // who comes now is not to share its end
+	}
+}
+
+// forgetLocked is called with mu held.
+func (s *Store) forgetLocked(p *pull) {
+	if s.pulls[p.key] == p {
+		delete(s.pulls, p.key)
 	}
 }
 
@@ -141,13 +150,13 @@ func (p *pull) wait(ctx context.Context, named reference.Named, report func(Prog
 	}
 }
 
-func (s *Store) run(ctx context.Context, key string, p *pull, named reference.Named, creds credentials) {
+func (s *Store) run(ctx context.Context, p *pull, named reference.Named, creds credentials) {
 	defer p.cancel()
 	id, err := s.pull(ctx, p.tracker, named, creds)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	p.id, p.err = id, err
-	delete(s.pulls, key)
+	s.forgetLocked(p)
 	if p.abandon != nil {
 		p.abandon.Stop()
 	}

@@ -3,6 +3,7 @@ package image
 import (
 	"context"
 	"fmt"
+	"slices"
 
 	"github.com/containerd/containerd/v2/core/images"
 	"github.com/containerd/errdefs"
@@ -21,9 +22,10 @@ func (s *Store) Remove(ctx context.Context, ref string) error {
 	if err != nil {
 		return err
 	}
-	// A step that is cut leaves at least one record, by which a retry finds
-	// the rest.
-	rest, last := img.names[:len(img.names)-1], img.names[len(img.names)-1]
+	// A step that is cut leaves the record that was asked for, by which a
+	// retry finds the image; an ID finds it by any.
+	last := img.nameOf(ref)
+	rest := slices.DeleteFunc(slices.Clone(img.names), func(name string) bool { return name == last })
 	err = s.steps.Run(ctx, "RemoveImage", img.ID,
 		steps.Step{Name: "names", Do: func(ctx context.Context) error {
 			for _, name := range rest {
@@ -42,6 +44,17 @@ func (s *Store) Remove(ctx context.Context, ref string) error {
 	}
 	s.log.Info("image removed", "image", ref, "id", img.ID)
 	return nil
+}
+
+// nameOf is the record that ref names, any where it is an ID.
+func (img *Image) nameOf(ref string) string {
+	if slices.Contains(img.names, ref) {
+		return ref
+	}
+	if named, err := parseReference(ref); err == nil && slices.Contains(img.names, named.String()) {
+		return named.String()
+	}
+	return img.names[len(img.names)-1]
 }
 
 func (s *Store) unrecord(ctx context.Context, name string, opts ...images.DeleteOpt) error {

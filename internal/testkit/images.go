@@ -55,6 +55,8 @@ type ImageOptions struct {
 	// Blobs are sizes of further layers, each one file of noise that does not
 	// compress.
 	Blobs []int64
+	// Empty leaves busybox out: an image that cannot run and is pulled at once.
+	Empty bool
 	// Salt makes an image of its own out of the same options.
 	Salt string
 }
@@ -62,11 +64,14 @@ type ImageOptions struct {
 // Image builds an image from busybox. Layers are the same bytes each time, so
 // that images share them.
 func Image(o ImageOptions) (v1.Image, error) {
-	base, err := baseLayers()
-	if err != nil {
-		return nil, err
+	var layers []v1.Layer
+	if !o.Empty {
+		base, err := baseLayers()
+		if err != nil {
+			return nil, err
+		}
+		layers = slices.Clone(base)
 	}
-	layers := slices.Clone(base)
 	if len(o.Files) > 0 {
 		l, err := filesLayer(o.Files)
 		if err != nil {

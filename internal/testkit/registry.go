@@ -12,6 +12,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"path"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -30,8 +31,9 @@ type Fault struct {
 	Match string
 	// Method picks requests too; empty is any.
 	Method string
-	// Times is how often it acts; 0 is always.
-	Times int
+	// Times is how often it acts; 0 is always. Then, where set, is the status
+	// answered after that.
+	Times, Then int
 
 	// One of these is set.
 
@@ -220,7 +222,22 @@ func (r *Registry) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 	if fault.CutAfter > 0 || fault.HangAfter > 0 || fault.BytesPerMS > 0 || fault.Corrupt {
 		w = &faulty{ResponseWriter: w, fault: fault, registry: r, ctx: req.Context()}
 	}
+	r.closeRange(req)
 	r.inner.ServeHTTP(w, req)
+}
+
+// closeRange gives an open range ("bytes=5-") its end, which the registry in
+// memory wants to see.
+func (r *Registry) closeRange(req *http.Request) {
+	start, ok := strings.CutSuffix(req.Header.Get("Range"), "-")
+	if !ok {
+		return
+	}
+	rec := httptest.NewRecorder()
+	r.inner.ServeHTTP(rec, httptest.NewRequest(http.MethodHead, req.URL.Path, nil))
+	if size, err := strconv.Atoi(rec.Header().Get("Content-Length")); err == nil {
+		req.Header.Set("Range", fmt.Sprintf("%s-%d", start, size-1))
+	}
 }
 
 func (r *Registry) note(req *http.Request) Fault {
@@ -236,7 +253,9 @@ func (r *Registry) note(req *http.Request) Fault {
 		}
 		found := *f
 		if f.Times > 0 {
-			if f.Times--; f.Times == 0 {
+			if f.Times--; f.Times == 0 && f.Then != 0 {
+				*f = Fault{Match: f.Match, Method: f.Method, Status: f.Then}
+			} else if f.Times == 0 {
 				r.faults = append(r.faults[:i:i], r.faults[i+1:]...)
 			}
 		}
