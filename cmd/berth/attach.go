@@ -22,10 +22,7 @@ const (
 var errDetached = errors.New("detached")
 
 func newAttachCommand(c *cli) *cobra.Command {
-	var (
-		flags streamFlags
-		noTTY bool
-	)
+	var flags streamFlags
 	cmd := &cobra.Command{
 		Use:   "attach CONTAINER|POD",
 		Short: "Connect to the output, and with -i the input, of a running container",
@@ -41,8 +38,8 @@ it running.`,
 				if err != nil {
 					return err
 				}
-				tty := !noTTY
-				if tty {
+				tty := flags.tty
+				if !cmd.Flags().Changed("tty") {
 					if tty, err = hasTTY(cmd, cl, ctr.Id); err != nil {
 						return err
 					}
@@ -61,8 +58,7 @@ it running.`,
 		},
 	}
 	flags.add(cmd)
-	cmd.Flags().BoolVarP(&flags.tty, "tty", "t", true, "accepted for habit: whether the container has a terminal is known")
-	cmd.Flags().BoolVar(&noTTY, "no-tty", false, "treat the container as one without a terminal")
+	cmd.Flags().BoolVarP(&flags.tty, "tty", "t", false, "treat the container as one with a terminal (default: as it was made)")
 	return cmd
 }
 

@@ -30,8 +30,8 @@ func newExecCommand(c *cli) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "exec CONTAINER|POD [--] COMMAND [ARG...]",
 		Short: "Run a command in a container",
-		Long: `Run a command in a running container. The exit code is the command's; 126 and
-127 are an executable that cannot be run or found, as with a shell.`,
+		Long: `Run a command in a running container. The exit code is the command's; 1 with a
+message where it could not be run.`,
 		Example: `  berth exec -it web sh
   berth exec default/web/nginx -- cat /etc/hostname`,
 		Args:              cobra.MinimumNArgs(2),

@@ -62,9 +62,9 @@ by namespace/pod/container, pod/container, its name or its ID.`,
 		}
 	}
 	add(groupPods, newRunCommand(c), newPodsCommand(c), newPsCommand(c), newLogsCommand(c), newExecCommand(c), newAttachCommand(c),
-		newStopCommand(c), newRmCommand(c), newInspectCommand(c))
+		newPortForwardCommand(c), newStopCommand(c), newRmCommand(c), newInspectCommand(c), newStatsCommand(c), newEventsCommand(c))
 	add(groupImages, newImagesCommand(c), newPullCommand(c), newLoadCommand(c), newRmiCommand(c))
-	add(groupDaemon, newConfigCommand(), newVersionCommand(c))
+	add(groupDaemon, newServeCommand(), newConfigCommand(), newDoctorCommand(c), newVersionCommand(c))
 	return root
 }
 
