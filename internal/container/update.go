@@ -6,6 +6,7 @@ import (
 
 	containerd "github.com/containerd/containerd/v2/client"
 	"github.com/containerd/containerd/v2/core/containers"
+	"github.com/containerd/containerd/v2/pkg/oci"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/typeurl/v2"
 	"google.golang.org/protobuf/proto"
@@ -47,11 +48,11 @@ func (s *Service) updateResources(ctx context.Context, c *record.Container, r *r
 	if err != nil {
 		return err
 	}
-	oci, err := container.Spec(ctx)
+	current, err := container.Spec(ctx)
 	if err != nil {
 		return err
 	}
-	want, warnings, err := spec.ResourcesUpdate(oci.Linux.Resources, r, s.Kernel)
+	want, warnings, err := spec.ResourcesUpdate(current.Linux.Resources, r, s.Kernel)
 	if err != nil {
 		return err
 	}
@@ -64,8 +65,8 @@ func (s *Service) updateResources(ctx context.Context, c *record.Container, r *r
 			return fmt.Errorf("%w: %w", err, errdefs.ErrInvalidArgument)
 		}
 	}
-	oci.Linux.Resources = want
-	body, err := typeurl.MarshalAny(oci)
+	current.Linux.Resources = want
+	body, err := typeurl.MarshalAny(current)
 	if err != nil {
 		return err
 	}
@@ -75,7 +76,7 @@ func (s *Service) updateResources(ctx context.Context, c *record.Container, r *r
 	}); err != nil {
 		return err
 	}
-	inForce, err := proto.Marshal(spec.ResourcesStatus(oci))
+	inForce, err := proto.Marshal(spec.ResourcesStatus(current))
 	if err != nil {
 		return err
 	}
@@ -93,4 +94,14 @@ func (s *Service) ReopenLog(id string) error {
 		return fmt.Errorf("log of container %s could not be taken up after a restart of berth: %w", c.ID, errdefs.ErrUnavailable)
 	}
 	return l.io.Reopen()
+}
+
+// Spec is the OCI spec that the container was made with, as updated since.
+func (s *Service) Spec(ctx context.Context, id string) (*oci.Spec, error) {
+	ctx = s.Engine.Context(ctx)
+	container, err := s.client.LoadContainer(ctx, id)
+	if err != nil {
+		return nil, fmt.Errorf("spec of container %s: %w", id, err)
+	}
+	return container.Spec(ctx)
 }

@@ -9,6 +9,8 @@ import (
 
 	"github.com/containerd/errdefs"
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"berth/internal/spec"
 )
 
 // What a request may hold at most, below the limit of the gRPC message.
@@ -27,18 +29,8 @@ func invalid(field, format string, args ...any) error {
 	return fmt.Errorf("%s: %s: %w", field, fmt.Sprintf(format, args...), errdefs.ErrInvalidArgument)
 }
 
-// shown is a value as an error shows it: quoted, and not all of a long one.
-func shown(value string) string {
-	const most = 128
-	if len(value) <= most {
-		return fmt.Sprintf("%q", value)
-	}
-	cut := most
-	for cut > 0 && !utf8.RuneStart(value[cut]) {
-		cut--
-	}
-	return fmt.Sprintf("%q… (%d bytes)", value[:cut], len(value))
-}
+// shown is a value as an error shows it.
+func shown(value string) string { return spec.Shown(value) }
 
 // validateID wants an ID that can be looked up. Whether an object has it is
 // for the lookup to say.

@@ -86,11 +86,11 @@ func validateExec(c *runtime.ContainerConfig) error {
 		}
 	}
 	for i, kv := range c.GetEnvs() {
-		if n := len(kv.GetKey()) + 1 + len(kv.GetValue()); n > maxExecString {
+		n := len(kv.GetKey()) + 1 + len(kv.GetValue())
+		if n > maxExecString {
 			return invalid(indexed("envs", i), "%s has %d bytes: the kernel takes %d: pass it in a file", shown(kv.GetKey()), n, maxExecString)
-		} else {
-			total += n + 1
 		}
+		total += n + 1
 	}
 	if total > maxExecTotal {
 		return invalid("envs", "command, args and variables have %d bytes altogether, the kernel takes %d: pass them in files", total, maxExecTotal)

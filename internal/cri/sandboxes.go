@@ -1,0 +1,145 @@
+package cri
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/containerd/errdefs"
+	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"berth/internal/container"
+	"berth/internal/record"
+	"berth/internal/sandbox"
+	"berth/internal/spec"
+)
+
+// RunPodSandbox implements the CRI.
+func (s *Server) RunPodSandbox(ctx context.Context, req *runtime.RunPodSandboxRequest) (*runtime.RunPodSandboxResponse, error) {
+	if err := validateSandboxConfig(req.GetConfig()); err != nil {
+		return nil, err
+	}
+	id, err := s.Sandboxes.Run(ctx, req)
+	if err != nil {
+		return nil, err
+	}
+	return &runtime.RunPodSandboxResponse{PodSandboxId: id}, nil
+}
+
+// StopPodSandbox implements the CRI.
+func (s *Server) StopPodSandbox(ctx context.Context, req *runtime.StopPodSandboxRequest) (*runtime.StopPodSandboxResponse, error) {
+	if err := required("pod_sandbox_id", req.GetPodSandboxId()); err != nil {
+		return nil, err
+	}
+	return &runtime.StopPodSandboxResponse{}, s.Sandboxes.Stop(ctx, req.GetPodSandboxId())
+}
+
+// RemovePodSandbox implements the CRI.
+func (s *Server) RemovePodSandbox(ctx context.Context, req *runtime.RemovePodSandboxRequest) (*runtime.RemovePodSandboxResponse, error) {
+	if err := required("pod_sandbox_id", req.GetPodSandboxId()); err != nil {
+		return nil, err
+	}
+	return &runtime.RemovePodSandboxResponse{}, s.Sandboxes.Remove(ctx, req.GetPodSandboxId())
+}
+
+// PodSandboxStatus implements the CRI.
+func (s *Server) PodSandboxStatus(_ context.Context, req *runtime.PodSandboxStatusRequest) (*runtime.PodSandboxStatusResponse, error) {
+	box, err := s.box(req.GetPodSandboxId())
+	if err != nil {
+		return nil, err
+	}
+	at := time.Now()
+	containers, err := s.statuses(box.ID)
+	if err != nil {
+		return nil, err
+	}
+	resp := &runtime.PodSandboxStatusResponse{Status: sandbox.Status(box), ContainersStatuses: containers, Timestamp: at.UnixNano()}
+	if req.GetVerbose() {
+		resp.Info, err = info(map[string]any{"info": s.boxInfo(box)})
+	}
+	return resp, err
+}
+
+// box resolves the ID of a sandbox that clients are told of.
+func (s *Server) box(id string) (*record.Sandbox, error) {
+	if err := required("pod_sandbox_id", id); err != nil {
+		return nil, err
+	}
+	box, err := s.Store.Sandboxes.Resolve(id)
+	if err == nil && !sandbox.Shown(box) {
+		err = fmt.Errorf("sandbox %s: %w", id, errdefs.ErrNotFound)
+	}
+	return box, err
+}
+
+// statuses are those of a sandbox's containers.
+func (s *Server) statuses(sandboxID string) ([]*runtime.ContainerStatus, error) {
+	var list []*runtime.ContainerStatus
+	for _, c := range s.Store.Containers.List() {
+		if c.SandboxID != sandboxID || !container.Shown(c) {
+			continue
+		}
+		status, err := container.Status(c)
+		if err != nil {
+			return nil, err
+		}
+		list = append(list, status)
+	}
+	slices.SortFunc(list, func(a, b *runtime.ContainerStatus) int { return cmp.Compare(a.CreatedAt, b.CreatedAt) })
+	return list, nil
+}
+
+// boxInfo has the keys that users of crictl know.
+func (s *Server) boxInfo(box *record.Sandbox) map[string]any {
+	namespaces := []map[string]string{}
+	add := func(kind, pin string) {
+		namespaces = append(namespaces, map[string]string{"type": kind, "path": s.Paths.Namespace(box.ID, pin)})
+	}
+	if !spec.HostNetwork(box.Config) {
+		add("network", "net")
+		add("uts", "uts")
+	}
+	if !spec.HostIPC(box.Config) {
+		add("ipc", "ipc")
+	}
+	pid := 0
+	if box.Init != nil {
+		pid = box.Init.PID
+		add("pid", "pid")
+	}
+	return map[string]any{
+		"pid": pid, "runtimeHandler": box.Handler, "config": box.Config, "state": box.State,
+		"cgroupParent": box.CgroupParent, "network": box.Network,
+		"runtimeSpec": map[string]any{"linux": map[string]any{"namespaces": namespaces}},
+	}
+}
+
+// ListPodSandbox implements the CRI.
+func (s *Server) ListPodSandbox(_ context.Context, req *runtime.ListPodSandboxRequest) (*runtime.ListPodSandboxResponse, error) {
+	filter := req.GetFilter()
+	list := []*runtime.PodSandbox{}
+	for _, box := range s.Store.Sandboxes.List() {
+		if !sandbox.Shown(box) || !strings.HasPrefix(box.ID, filter.GetId()) || !matches(box.Config.GetLabels(), filter.GetLabelSelector()) {
+			continue
+		}
+		summary := sandbox.Summary(box)
+		if filter.GetState() == nil || filter.GetState().GetState() == summary.GetState() {
+			list = append(list, summary)
+		}
+	}
+	slices.SortFunc(list, func(a, b *runtime.PodSandbox) int { return cmp.Compare(b.CreatedAt, a.CreatedAt) })
+	return &runtime.ListPodSandboxResponse{Items: list}, nil
+}
+
+// matches tells whether labels hold all that is selected.
+func matches(labels, selected map[string]string) bool {
+	for k, v := range selected {
+		if have, ok := labels[k]; !ok || have != v {
+			return false
+		}
+	}
+	return true
+}

@@ -1,0 +1,131 @@
+package cri
+
+import (
+	"context"
+	"path"
+	"strings"
+
+	"github.com/containerd/errdefs"
+	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"berth/internal/container"
+	"berth/internal/record"
+	"berth/internal/spec"
+	"berth/internal/stats"
+)
+
+// ContainerStats implements the CRI.
+func (s *Server) ContainerStats(ctx context.Context, req *runtime.ContainerStatsRequest) (*runtime.ContainerStatsResponse, error) {
+	c, err := s.container(req.GetContainerId())
+	if err != nil {
+		return nil, err
+	}
+	one, err := s.containerStats(ctx, c)
+	return &runtime.ContainerStatsResponse{Stats: one}, err
+}
+
+// ListContainerStats implements the CRI: containers that run, unless an ID asks
+// for one that does not.
+func (s *Server) ListContainerStats(ctx context.Context, req *runtime.ListContainerStatsRequest) (*runtime.ListContainerStatsResponse, error) {
+	filter := req.GetFilter()
+	resp := &runtime.ListContainerStatsResponse{}
+	for _, c := range s.Store.Containers.List() {
+		if c.State != record.ContainerRunning && filter.GetId() == "" || !container.Shown(c) ||
+			!selected(c, filter.GetId(), filter.GetPodSandboxId(), filter.GetLabelSelector()) {
+			continue
+		}
+		one, err := s.containerStats(ctx, c)
+		if errdefs.IsNotFound(err) {
+			continue // removed meanwhile
+		}
+		if err != nil {
+			return nil, err
+		}
+		resp.Stats = append(resp.Stats, one)
+	}
+	return resp, nil
+}
+
+func (s *Server) containerStats(ctx context.Context, c *record.Container) (*runtime.ContainerStats, error) {
+	var used *stats.Usage
+	if c.State == record.ContainerRunning {
+		var err error
+		if used, err = s.Stats.Container(c.ID, c.Cgroup); err != nil && !errdefs.IsNotFound(err) {
+			return nil, err
+		}
+	}
+	layer, err := s.Containers.LayerUsage(ctx, c)
+	if err != nil {
+		return nil, err
+	}
+	return stats.AssembleContainer(
+		&runtime.ContainerAttributes{Id: c.ID, Metadata: c.Config.GetMetadata(), Labels: c.Config.GetLabels(), Annotations: c.Config.GetAnnotations()},
+		used,
+		&runtime.FilesystemUsage{
+			Timestamp: layer.At.UnixNano(), FsId: &runtime.FilesystemIdentifier{Mountpoint: s.FSPath},
+			UsedBytes: &runtime.UInt64Value{Value: uint64(layer.Size)}, InodesUsed: &runtime.UInt64Value{Value: uint64(layer.Inodes)},
+		}), nil
+}
+
+// PodSandboxStats implements the CRI.
+func (s *Server) PodSandboxStats(ctx context.Context, req *runtime.PodSandboxStatsRequest) (*runtime.PodSandboxStatsResponse, error) {
+	box, err := s.box(req.GetPodSandboxId())
+	if err != nil {
+		return nil, err
+	}
+	one, err := s.boxStats(ctx, box)
+	return &runtime.PodSandboxStatsResponse{Stats: one}, err
+}
+
+// ListPodSandboxStats implements the CRI: sandboxes that are ready, unless an
+// ID asks for one that is not.
+func (s *Server) ListPodSandboxStats(ctx context.Context, req *runtime.ListPodSandboxStatsRequest) (*runtime.ListPodSandboxStatsResponse, error) {
+	filter := req.GetFilter()
+	resp := &runtime.ListPodSandboxStatsResponse{}
+	for _, box := range s.Store.Sandboxes.List() {
+		if box.State == record.SandboxCreating || box.State != record.SandboxReady && filter.GetId() == "" ||
+			!strings.HasPrefix(box.ID, filter.GetId()) || !matches(box.Config.GetLabels(), filter.GetLabelSelector()) {
+			continue
+		}
+		one, err := s.boxStats(ctx, box)
+		if errdefs.IsNotFound(err) {
+			continue // removed meanwhile
+		}
+		if err != nil {
+			return nil, err
+		}
+		resp.Stats = append(resp.Stats, one)
+	}
+	return resp, nil
+}
+
+func (s *Server) boxStats(ctx context.Context, box *record.Sandbox) (*runtime.PodSandboxStats, error) {
+	var containers []*runtime.ContainerStats
+	for _, c := range s.Store.Containers.List() {
+		if c.SandboxID != box.ID || c.State != record.ContainerRunning {
+			continue
+		}
+		one, err := s.containerStats(ctx, c)
+		if err != nil {
+			return nil, err
+		}
+		containers = append(containers, one)
+	}
+	var used *stats.Usage
+	var network *runtime.NetworkUsage
+	var err error
+	if box.State == record.SandboxReady {
+		// The pod's cgroup is the parent of those of its containers.
+		if used, err = s.Stats.Container(box.ID, path.Dir(s.Cgroups.Path(box.CgroupParent, box.ID))); err != nil && !errdefs.IsNotFound(err) {
+			return nil, err
+		}
+		if !spec.HostNetwork(box.Config) {
+			if network, err = stats.Network(s.Paths.Namespace(box.ID, "net")); err != nil && !errdefs.IsNotFound(err) {
+				return nil, err
+			}
+		}
+	}
+	return stats.AssemblePod(&runtime.PodSandboxAttributes{
+		Id: box.ID, Metadata: box.Config.GetMetadata(), Labels: box.Config.GetLabels(), Annotations: box.Config.GetAnnotations(),
+	}, used, network, containers), nil
+}
