@@ -18,6 +18,11 @@ const cleanupTimeout = 15 * time.Second
 // behind, unless the error says so; then Del finishes the job.
 func (n *Network) Add(ctx context.Context, p Pod) (*Result, error) {
 	c, err := n.current()
+	if err == nil {
+		// Else DEL would end at the plugin that is missing and never come to
+		// those that ran.
+		err = n.installed(c)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("network of pod %s: %w", p, err)
 	}
@@ -115,15 +120,35 @@ func (n *Network) Del(ctx context.Context, p Pod) error {
 }
 
 // presumed is what a pod of which nothing is kept may be attached to: the
-// current network and the built-in one, where it gave it an address.
+// current network, and the built-in one where it gave the pod an address.
 func (n *Network) presumed(p Pod) ([]*libcni.NetworkAttachment, error) {
 	rt, err := runtimeConf(p, n.cidrs())
 	if err != nil {
 		// Bad ports or annotations: no ADD got past them either.
 		rt = &libcni.RuntimeConf{ContainerID: p.ID, NetNS: p.NetNS, IfName: ifName}
 	}
+	var confs []*conf
+	c, err := n.current()
+	if err == nil {
+		confs = append(confs, c)
+	}
+	if err != nil || !c.builtIn {
+		held, err := n.holdsAddress(p.ID)
+		if err != nil {
+			return nil, err
+		}
+		if held {
+			n.mu.Lock()
+			list, err := n.defaultConfLocked().list()
+			n.mu.Unlock()
+			if err != nil {
+				return nil, err
+			}
+			confs = append(confs, &conf{list: list, builtIn: true})
+		}
+	}
 	var atts []*libcni.NetworkAttachment
-	if c, err := n.current(); err == nil {
+	for _, c := range confs {
 		atts = append(atts, attachment(c, rt))
 	}
 	return atts, nil

@@ -34,9 +34,6 @@ func (c *conf) String() string {
 	return fmt.Sprintf("%q (%s)", c.list.Name, c.file)
 }
 
-// errNoConfig is the state of a node whose network was not installed yet.
-var errNoConfig = fmt.Errorf("no CNI configuration: %w", errdefs.ErrUnavailable)
-
 // current is the configuration for new pods.
 func (n *Network) current() (*conf, error) {
 	st := n.state.Load()
@@ -72,7 +69,8 @@ func (n *Network) readLocked() *state {
 	}
 	if len(files) == 0 {
 		if !n.opts.Default {
-			return &state{err: fmt.Errorf("%w in %s: install a network (a file 10-NAME.conflist there), or set network.default = true for a built-in bridge", errNoConfig, n.opts.ConfDir)}
+			return &state{err: fmt.Errorf("no CNI configuration in %s: install a network (a file 10-NAME.conflist there), or set network.default = true for a built-in bridge: %w",
+				n.opts.ConfDir, errdefs.ErrUnavailable)}
 		}
 		return n.builtInLocked()
 	}

@@ -15,6 +15,7 @@ import (
 
 	"github.com/containerd/errdefs"
 	"github.com/containernetworking/cni/libcni"
+	"github.com/vishvananda/netlink"
 )
 
 // maxLinkName is the kernel's limit of an interface's name.
@@ -132,6 +133,34 @@ func (d defaultConf) list() (*libcni.NetworkConfigList, error) {
 	return libcni.NetworkConfFromBytes(text)
 }
 
+// RemoveBridge removes the built-in network's bridge unless a pod is attached.
+// Plugins make it and never remove it. It must not run beside an Add.
+func (n *Network) RemoveBridge() error {
+	n.mu.Lock()
+	bridge := n.defaultConfLocked().bridge
+	n.mu.Unlock()
+	link, err := netlink.LinkByName(bridge)
+	if errors.As(err, &netlink.LinkNotFoundError{}) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("bridge %s: %w", bridge, err)
+	}
+	links, err := netlink.LinkList()
+	if err != nil {
+		return fmt.Errorf("ports of bridge %s: %w", bridge, err)
+	}
+	for _, l := range links {
+		if l.Attrs().MasterIndex == link.Attrs().Index {
+			return fmt.Errorf("bridge %s is in use by %s: remove the pods first: %w", bridge, l.Attrs().Name, errdefs.ErrFailedPrecondition)
+		}
+	}
+	if err := netlink.LinkDel(link); err != nil {
+		return fmt.Errorf("removing bridge %s: %w", bridge, err)
+	}
+	return nil
+}
+
 // isBuiltIn tells whether a list is one that list rendered.
 func isBuiltIn(list []byte) bool {
 	var mark map[string]json.RawMessage
@@ -193,7 +222,7 @@ func parseSubnets(in []string) ([]string, error) {
 	for _, s := range in {
 		p, err := netip.ParsePrefix(strings.TrimSpace(s))
 		if err != nil {
-			return nil, fmt.Errorf("%q is no subnet such as 10.87.0.0/16: %w", s, errdefs.ErrInvalidArgument)
+			return nil, fmt.Errorf("%q is no subnet such as 10.77.0.0/16: %w", s, errdefs.ErrInvalidArgument)
 		}
 		if p.Addr().Is4() {
 			v4++

@@ -103,6 +103,13 @@ func addresses(dir string, fn func(file, owner string) error) error {
 	return nil
 }
 
+// holdsAddress tells whether the built-in network gave the container one.
+func (n *Network) holdsAddress(id string) (bool, error) {
+	held := false
+	err := addresses(n.dataDir(), func(_, owner string) error { held = held || owner == id; return nil })
+	return held, err
+}
+
 // releaseAddresses frees what a container holds in host-local's stores when
 // nothing tells any more which network gave it.
 func (n *Network) releaseAddresses(id string) error {

@@ -60,19 +60,20 @@ func (n *Network) standIn(a *libcni.NetworkAttachment) (string, func() error, er
 	path := filepath.Join(dir, "net")
 	addrs, err := n.cachedAddrs(a)
 	if err == nil && len(addrs) > 0 {
-		err = host.InNetNS(path, func() error { return dummy(a.IfName, addrs) })
+		err = host.InNetNS(path, func() error { return placeholder(a.IfName, addrs) })
 	}
 	if err != nil {
-		// A kernel without dummy interfaces: the rest of the DEL is worth doing.
+		// The rest of the DEL is worth doing.
 		n.opts.Log.Warn("no interface in place of a pod's, which is gone; masquerade rules of iptables may stay",
 			"container", a.ContainerID, "interface", a.IfName, "err", err)
 	}
 	return path, done, nil
 }
 
-// dummy makes an interface that has the addresses.
-func dummy(name string, addrs []netlink.Addr) error {
-	link := &netlink.Dummy{LinkAttrs: netlink.LinkAttrs{Name: name}}
+// placeholder makes an interface that has the addresses: one end of a veth
+// pair, which every kernel that runs pods has.
+func placeholder(name string, addrs []netlink.Addr) error {
+	link := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: name}, PeerName: "peer"}
 	if err := netlink.LinkAdd(link); err != nil && !errors.Is(err, os.ErrExist) {
 		return err
 	}

@@ -41,7 +41,7 @@ import (
 const (
 	DefaultTimeout = 60 * time.Second
 	DefaultBridge  = "berth0"
-	DefaultSubnet  = "10.87.0.0/16"
+	DefaultSubnet  = "10.77.0.0/16"
 )
 
 // ifName is the name of a pod's interface, the one that the kubelet and its
@@ -83,6 +83,7 @@ type Network struct {
 	// backwards.
 	cni, builtIn *libcni.CNIConfig
 	exec         *programs
+	settleGrace  time.Duration
 
 	state atomic.Pointer[state]
 
@@ -101,7 +102,7 @@ func New(o Options) (*Network, error) {
 	if err := o.complete(); err != nil {
 		return nil, err
 	}
-	n := &Network{opts: o, exec: &programs{timeout: o.Timeout, log: o.Log}}
+	n := &Network{opts: o, settleGrace: settleGrace, exec: &programs{timeout: o.Timeout, log: o.Log}}
 	n.cni = libcni.NewCNIConfigWithCacheDir(o.BinDirs, o.CacheDir, n.exec)
 	own := slices.Clone(o.BinDirs)
 	slices.Reverse(own)

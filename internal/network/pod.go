@@ -66,6 +66,11 @@ type (
 // runtimeConf is what libcni passes on for the pod. libcni filters the
 // capabilities by what each plugin declares.
 func runtimeConf(p Pod, podCIDR []string) (*libcni.RuntimeConf, error) {
+	for _, value := range []string{p.Name, p.Namespace, p.UID} {
+		if strings.ContainsAny(value, ";=") {
+			return nil, fmt.Errorf("network of pod %s: %q holds one of ; and =, which CNI_ARGS has no way to pass: %w", p, value, errdefs.ErrInvalidArgument)
+		}
+	}
 	caps, err := capabilities(p, podCIDR)
 	if err != nil {
 		return nil, fmt.Errorf("network of pod %s: %w", p, err)

@@ -3,6 +3,7 @@ package network
 import (
 	"encoding/json"
 	"fmt"
+	"slices"
 
 	"github.com/containerd/errdefs"
 	"github.com/containernetworking/cni/pkg/types"
@@ -16,7 +17,7 @@ type Result struct {
 	IPs []string
 	// Network is the name of the configuration.
 	Network string
-	// Raw is the plugins' result, as CNI 1.0 writes it.
+	// Raw is the plugins' result in the newest form of CNI.
 	Raw json.RawMessage
 }
 
@@ -50,12 +51,17 @@ func newResult(network string, from types.Result) (*Result, error) {
 	return out, nil
 }
 
-// ofPod tells whether an address is that of the pod's interface. Results of
-// old versions name no interface: theirs are.
+// ofPod tells whether an address is that of the pod's interface. An address
+// that names no interface is, and so is one on an eth0 of plugins that never
+// say where an interface is.
 func ofPod(r *types100.Result, ip *types100.IPConfig) bool {
-	if ip.Interface == nil || *ip.Interface < 0 || *ip.Interface >= len(r.Interfaces) {
-		return ip.Interface == nil || len(r.Interfaces) == 0
+	if ip.Interface == nil {
+		return true
+	}
+	if *ip.Interface < 0 || *ip.Interface >= len(r.Interfaces) {
+		return false
 	}
 	i := r.Interfaces[*ip.Interface]
-	return i.Name == ifName && i.Sandbox != ""
+	inSandbox := func(i *types100.Interface) bool { return i.Sandbox != "" }
+	return i.Name == ifName && (inSandbox(i) || !slices.ContainsFunc(r.Interfaces, inSandbox))
 }

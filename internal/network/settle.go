@@ -2,7 +2,6 @@ package network
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"os"
 	"syscall"
@@ -26,14 +25,14 @@ const (
 // a Del has just removed. They get some time to end, then are killed. To be
 // called before Add or Del of a container that a dead daemon was at.
 func (n *Network) Settle(ctx context.Context, id string) error {
-	grace, cancel := context.WithTimeout(ctx, min(settleGrace, n.opts.Timeout))
+	grace, cancel := context.WithTimeout(ctx, n.settleGrace)
 	defer cancel()
 	for kill := false; ; {
 		left, err := pluginsOf(id)
 		if err != nil || len(left) == 0 {
 			return err
 		}
-		err = errors.Join(waitAll(grace, left))
+		err = waitAll(grace, left)
 		switch {
 		case err == nil: // one that ended may have started another: look again
 		case ctx.Err() != nil:

@@ -38,11 +38,8 @@ func (n *Network) Status(ctx context.Context) Status {
 		return notReady(Status{}, err)
 	}
 	s := Status{Ready: true, Network: c.list.Name, File: c.file, Conflist: json.RawMessage(c.list.Bytes)}
-	dirs := n.libcniFor(c).Path
-	for _, p := range c.list.Plugins {
-		if _, err := n.exec.FindInPath(p.Network.Type, dirs); err != nil {
-			return notReady(s, fmt.Errorf("network %s: %w", c, err))
-		}
+	if err := n.installed(c); err != nil {
+		return notReady(s, err)
 	}
 	if c.builtIn {
 		return s // its plugins wait for nobody
@@ -51,6 +48,16 @@ func (n *Network) Status(ctx context.Context) Status {
 		return notReady(s, fmt.Errorf("network %s: %w", c, err))
 	}
 	return s
+}
+
+// installed tells whether every plugin of a configuration is there.
+func (n *Network) installed(c *conf) error {
+	for _, p := range c.list.Plugins {
+		if _, err := n.exec.FindInPath(p.Network.Type, n.libcniFor(c).Path); err != nil {
+			return fmt.Errorf("network %s: %w", c, err)
+		}
+	}
+	return nil
 }
 
 func notReady(s Status, err error) Status {
