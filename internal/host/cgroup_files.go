@@ -115,12 +115,9 @@ func writeFile(path, value string) error {
 func removeCgroup(dir string, until time.Time) error {
 	looked := false
 	for wait := firstWait; ; wait = min(2*wait, lastWait) {
-		err := unix.Rmdir(dir)
-		switch {
-		case err == nil, errors.Is(err, unix.ENOENT):
-			return nil
-		case !errors.Is(err, unix.EBUSY) && !errors.Is(err, unix.ENOTEMPTY):
-			return fmt.Errorf("rmdir %s: %w", dir, err)
+		gone, err := rmdir(dir)
+		if gone || err != nil {
+			return err
 		}
 		below, err := subdirectories(dir)
 		if err != nil {
@@ -128,6 +125,11 @@ func removeCgroup(dir string, until time.Time) error {
 		}
 		for _, name := range below {
 			if err := removeCgroup(filepath.Join(dir, name), until); err != nil {
+				return err
+			}
+		}
+		if len(below) > 0 {
+			if gone, err := rmdir(dir); gone || err != nil {
 				return err
 			}
 		}
@@ -143,6 +145,18 @@ func removeCgroup(dir string, until time.Time) error {
 			return fmt.Errorf("rmdir %s: the kernel keeps it, though no process is in it: %w: %w", dir, unix.EBUSY, errdefs.ErrFailedPrecondition)
 		}
 		time.Sleep(wait)
+	}
+}
+
+// rmdir tells whether the directory is gone now; false: the kernel holds it.
+func rmdir(dir string) (gone bool, err error) {
+	switch err := unix.Rmdir(dir); {
+	case err == nil, errors.Is(err, unix.ENOENT):
+		return true, nil
+	case errors.Is(err, unix.EBUSY), errors.Is(err, unix.ENOTEMPTY):
+		return false, nil
+	default:
+		return false, fmt.Errorf("rmdir %s: %w", dir, err)
 	}
 }
 

@@ -54,6 +54,33 @@ func (s *systemdUnits) connect(ctx context.Context) (*systemd.Conn, error) {
 	return conn, nil
 }
 
+// call makes a call to systemd. Where the connection turns out to be broken,
+// it is made once more on a new one: every call here may be made twice.
+func (s *systemdUnits) call(ctx context.Context, fn func(*systemd.Conn) error) error {
+	for attempt := 1; ; attempt++ {
+		conn, err := s.connect(ctx)
+		if err != nil {
+			return err
+		}
+		err = fn(conn)
+		var answer dbus.Error
+		if err == nil || errors.As(err, &answer) || ctx.Err() != nil || attempt == 2 {
+			return err
+		}
+		s.drop(conn)
+	}
+}
+
+// drop closes a connection that does not work, unless another caller has.
+func (s *systemdUnits) drop(conn *systemd.Conn) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.conn == conn {
+		s.conn.Close()
+		s.conn = nil
+	}
+}
+
 func (s *systemdUnits) Close() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -65,10 +92,6 @@ func (s *systemdUnits) Close() error {
 }
 
 func (s *systemdUnits) StartSlice(ctx context.Context, name string) error {
-	conn, err := s.connect(ctx)
-	if err != nil {
-		return err
-	}
 	properties := []systemd.Property{
 		systemd.PropDescription("berth: cgroup parent " + name),
 		property("DefaultDependencies", false),
@@ -82,7 +105,10 @@ func (s *systemdUnits) StartSlice(ctx context.Context, name string) error {
 		properties = append(properties, property("BlockIOAccounting", true))
 	}
 	done := make(chan string, 1)
-	_, err = conn.StartTransientUnitContext(ctx, name, "replace", properties, done)
+	err := s.call(ctx, func(conn *systemd.Conn) error {
+		_, err := conn.StartTransientUnitContext(ctx, name, "replace", properties, done)
+		return err
+	})
 	if isDBusError(err, "UnitExists") {
 		return nil
 	}
@@ -93,12 +119,11 @@ func (s *systemdUnits) StartSlice(ctx context.Context, name string) error {
 }
 
 func (s *systemdUnits) Stop(ctx context.Context, name string) error {
-	conn, err := s.connect(ctx)
-	if err != nil {
-		return err
-	}
 	done := make(chan string, 1)
-	_, err = conn.StopUnitContext(ctx, name, "replace", done)
+	err := s.call(ctx, func(conn *systemd.Conn) error {
+		_, err := conn.StopUnitContext(ctx, name, "replace", done)
+		return err
+	})
 	if isDBusError(err, "NoSuchUnit") {
 		return nil
 	}
@@ -109,7 +134,8 @@ func (s *systemdUnits) Stop(ctx context.Context, name string) error {
 		return err
 	}
 	// A unit that failed stays listed until it is reset.
-	if err := conn.ResetFailedUnitContext(ctx, name); err != nil && !isDBusError(err, "NoSuchUnit") {
+	err = s.call(ctx, func(conn *systemd.Conn) error { return conn.ResetFailedUnitContext(ctx, name) })
+	if err != nil && !isDBusError(err, "NoSuchUnit") {
 		return fmt.Errorf("systemd: reset %s: %w", name, err)
 	}
 	return nil

@@ -147,6 +147,9 @@ func (c *Cgroups) Ensure(parent string) error {
 		if err := c.units.StartSlice(ctx, filepath.Base(path)); err != nil {
 			return fmt.Errorf("make cgroup %s: %w", path, err)
 		}
+		if c.layout.version == 2 {
+			return nil // which controllers are on there is systemd's to say
+		}
 	}
 	for _, mount := range c.layout.all {
 		if err := c.ensureIn(mount, path); err != nil {
