@@ -37,7 +37,7 @@ func CheckCapability(name string) (string, error) {
 	}
 	full := "CAP_" + strings.TrimPrefix(upper, "CAP_")
 	if !slices.Contains(known, full) {
-		return "", fmt.Errorf("%q is no capability: use a name of capabilities(7) without CAP_, or ALL: %w", name, errdefs.ErrInvalidArgument)
+		return "", fmt.Errorf("%s is no capability: use a name of capabilities(7) without CAP_, or ALL: %w", Shown(name), errdefs.ErrInvalidArgument)
 	}
 	return full, nil
 }

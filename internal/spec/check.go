@@ -79,7 +79,7 @@ func refused(sandbox *runtime.PodSandboxConfig, c *runtime.ContainerConfig) erro
 		return fmt.Errorf("linux.security_context.privileged: the sandbox was not made for privileged containers: set it in the sandbox's linux.security_context too: %w", errdefs.ErrInvalidArgument)
 	}
 	if len(c.GetCDIDevices()) > 0 {
-		return fmt.Errorf("CDI_devices[0]: %q: CDI devices are not supported yet: %w", c.GetCDIDevices()[0].GetName(), errdefs.ErrNotImplemented)
+		return fmt.Errorf("CDI_devices[0]: %s: CDI devices are not supported yet: %w", Shown(c.GetCDIDevices()[0].GetName()), errdefs.ErrNotImplemented)
 	}
 	o := sc.GetNamespaceOptions()
 	if err := CheckUserNamespace("linux.security_context.namespace_options.userns_options", o.GetUsernsOptions()); err != nil {
@@ -99,6 +99,19 @@ func refused(sandbox *runtime.PodSandboxConfig, c *runtime.ContainerConfig) erro
 	return nil
 }
 
+// Shown is a value as an error shows it: quoted, and not all of a long one.
+func Shown(value string) string {
+	const most = 128
+	if len(value) <= most {
+		return fmt.Sprintf("%q", value)
+	}
+	cut := most
+	for cut > 0 && !utf8.RuneStart(value[cut]) {
+		cut--
+	}
+	return fmt.Sprintf("%q… (%d bytes)", value[:cut], len(value))
+}
+
 // CheckUserNamespace refuses user namespaces other than the node's.
 func CheckUserNamespace(field string, o *runtime.UserNamespace) error {
 	if o != nil && o.GetMode() != runtime.NamespaceMode_NODE {
@@ -114,7 +127,7 @@ func CheckEnv(key string, value []byte) error {
 	case key == "":
 		return fmt.Errorf("key: it is empty: name the variable: %w", errdefs.ErrInvalidArgument)
 	case strings.ContainsAny(key, "=\x00") || !utf8.ValidString(key):
-		return fmt.Errorf("key: %q: a variable's name holds no '=' and no NUL: %w", key, errdefs.ErrInvalidArgument)
+		return fmt.Errorf("key: %s: a variable's name holds no '=' and no NUL: %w", Shown(key), errdefs.ErrInvalidArgument)
 	case slices.Contains(value, 0):
 		return fmt.Errorf("value: that of %s holds a NUL byte, which no variable can: %w", key, errdefs.ErrInvalidArgument)
 	case !utf8.Valid(value):
@@ -125,7 +138,7 @@ func CheckEnv(key string, value []byte) error {
 
 func checkWorkingDir(dir string) error {
 	if dir != "" && !isAbs(dir) {
-		return fmt.Errorf("working_dir: %q: it must be an absolute path: %w", dir, errdefs.ErrInvalidArgument)
+		return fmt.Errorf("working_dir: %s: it must be an absolute path: %w", Shown(dir), errdefs.ErrInvalidArgument)
 	}
 	return nil
 }
@@ -137,15 +150,15 @@ func isAbs(p string) bool { return path.IsAbs(p) && !strings.ContainsRune(p, 0) 
 func CheckMount(m *runtime.Mount) error {
 	switch {
 	case !isAbs(m.GetContainerPath()) || path.Clean(m.GetContainerPath()) == "/":
-		return fmt.Errorf("container_path: %q: it must be an absolute path below /: %w", m.GetContainerPath(), errdefs.ErrInvalidArgument)
+		return fmt.Errorf("container_path: %s: it must be an absolute path below /: %w", Shown(m.GetContainerPath()), errdefs.ErrInvalidArgument)
 	case m.GetImage() != nil && m.GetHostPath() != "":
-		return fmt.Errorf("host_path: %q: it must be empty where image is set: %w", m.GetHostPath(), errdefs.ErrInvalidArgument)
+		return fmt.Errorf("host_path: %s: it must be empty where image is set: %w", Shown(m.GetHostPath()), errdefs.ErrInvalidArgument)
 	case m.GetImage() != nil:
-		return fmt.Errorf("image: %q: image volumes are not supported yet: %w", m.GetImage().GetImage(), errdefs.ErrNotImplemented)
+		return fmt.Errorf("image: %s: image volumes are not supported yet: %w", Shown(m.GetImage().GetImage()), errdefs.ErrNotImplemented)
 	case m.GetImageSubPath() != "":
-		return fmt.Errorf("image_sub_path: %q: it is for mounts with an image: %w", m.GetImageSubPath(), errdefs.ErrInvalidArgument)
+		return fmt.Errorf("image_sub_path: %s: it is for mounts with an image: %w", Shown(m.GetImageSubPath()), errdefs.ErrInvalidArgument)
 	case !isAbs(m.GetHostPath()):
-		return fmt.Errorf("host_path: %q: it must be an absolute path: %w", m.GetHostPath(), errdefs.ErrInvalidArgument)
+		return fmt.Errorf("host_path: %s: it must be an absolute path: %w", Shown(m.GetHostPath()), errdefs.ErrInvalidArgument)
 	case len(m.GetUidMappings()) > 0:
 		return fmt.Errorf("uidMappings: user namespaces are not supported yet: %w", errdefs.ErrNotImplemented)
 	case len(m.GetGidMappings()) > 0:
@@ -159,14 +172,14 @@ func CheckMount(m *runtime.Mount) error {
 	}
 	for i, option := range m.GetMountOptions() {
 		if !slices.Contains(mountOptions, option) {
-			return fmt.Errorf("mount_options[%d]: %q is not allowed; allowed are %s: %w", i, option, strings.Join(mountOptions, ", "), errdefs.ErrInvalidArgument)
+			return fmt.Errorf("mount_options[%d]: %s is not allowed; allowed are %s: %w", i, Shown(option), strings.Join(mountOptions, ", "), errdefs.ErrInvalidArgument)
 		}
 	}
 	return nil
 }
 
 func twice(i int, m *runtime.Mount) error {
-	return fmt.Errorf("mounts[%d].container_path: %q is mounted twice: remove one of the mounts: %w", i, m.GetContainerPath(), errdefs.ErrInvalidArgument)
+	return fmt.Errorf("mounts[%d].container_path: %s is mounted twice: remove one of the mounts: %w", i, Shown(m.GetContainerPath()), errdefs.ErrInvalidArgument)
 }
 
 // CheckDevice says what is wrong with a CRI device; the error starts with the
@@ -174,11 +187,11 @@ func twice(i int, m *runtime.Mount) error {
 func CheckDevice(d *runtime.Device) error {
 	switch {
 	case !isAbs(d.GetHostPath()):
-		return fmt.Errorf("host_path: %q: it must be an absolute path: %w", d.GetHostPath(), errdefs.ErrInvalidArgument)
+		return fmt.Errorf("host_path: %s: it must be an absolute path: %w", Shown(d.GetHostPath()), errdefs.ErrInvalidArgument)
 	case d.GetContainerPath() != "" && (!isAbs(d.GetContainerPath()) || path.Clean(d.GetContainerPath()) == "/"):
-		return fmt.Errorf("container_path: %q: it must be an absolute path below /, or empty for that of the host: %w", d.GetContainerPath(), errdefs.ErrInvalidArgument)
+		return fmt.Errorf("container_path: %s: it must be an absolute path below /, or empty for that of the host: %w", Shown(d.GetContainerPath()), errdefs.ErrInvalidArgument)
 	case d.GetPermissions() == "" || strings.Trim(d.GetPermissions(), rwm) != "" || len(d.GetPermissions()) > len(rwm):
-		return fmt.Errorf("permissions: %q: give one or more of r (read), w (write), m (make the node): %w", d.GetPermissions(), errdefs.ErrInvalidArgument)
+		return fmt.Errorf("permissions: %s: give one or more of r (read), w (write), m (make the node): %w", Shown(d.GetPermissions()), errdefs.ErrInvalidArgument)
 	}
 	return nil
 }
@@ -190,7 +203,7 @@ func checkHiddenPaths(sc *runtime.LinuxContainerSecurityContext) error {
 	}{{"masked_paths", sc.GetMaskedPaths()}, {"readonly_paths", sc.GetReadonlyPaths()}} {
 		for i, p := range list.paths {
 			if !isAbs(p) {
-				return fmt.Errorf("linux.security_context.%s[%d]: %q: it must be an absolute path: %w", list.field, i, p, errdefs.ErrInvalidArgument)
+				return fmt.Errorf("linux.security_context.%s[%d]: %s: it must be an absolute path: %w", list.field, i, Shown(p), errdefs.ErrInvalidArgument)
 			}
 		}
 	}

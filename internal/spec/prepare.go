@@ -90,7 +90,7 @@ func PrepareMounts(mounts []*runtime.Mount) ([]HostPath, error) {
 
 func resolveHostPath(p string) (string, error) {
 	if !filepath.IsAbs(p) {
-		return "", fmt.Errorf("%q: it must be an absolute path: %w", p, errdefs.ErrInvalidArgument)
+		return "", fmt.Errorf("%s: it must be an absolute path: %w", Shown(p), errdefs.ErrInvalidArgument)
 	}
 	resolved, err := filepath.EvalSymlinks(p)
 	if err == nil {
@@ -147,7 +147,7 @@ func findDevices(devices []*runtime.Device) ([][]specs.LinuxDevice, error) {
 
 func deviceNodes(d *runtime.Device) ([]specs.LinuxDevice, error) {
 	if !filepath.IsAbs(d.GetHostPath()) {
-		return nil, fmt.Errorf("%q: it must be an absolute path: %w", d.GetHostPath(), errdefs.ErrInvalidArgument)
+		return nil, fmt.Errorf("%s: it must be an absolute path: %w", Shown(d.GetHostPath()), errdefs.ErrInvalidArgument)
 	}
 	resolved, err := filepath.EvalSymlinks(d.GetHostPath())
 	if err != nil {
@@ -205,7 +205,7 @@ func deviceTree(dir, target string) ([]specs.LinuxDevice, error) {
 func readSeccomp(ref string) (_ []byte, err error) {
 	ref = strings.TrimPrefix(ref, "localhost/")
 	if !filepath.IsAbs(ref) {
-		return nil, fmt.Errorf("%q: it must be an absolute path: %w", ref, errdefs.ErrInvalidArgument)
+		return nil, fmt.Errorf("%s: it must be an absolute path: %w", Shown(ref), errdefs.ErrInvalidArgument)
 	}
 	f, err := os.OpenFile(ref, os.O_RDONLY|syscall.O_NONBLOCK, 0) // a FIFO must not hang us
 	if errors.Is(err, fs.ErrNotExist) {

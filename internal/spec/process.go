@@ -60,7 +60,7 @@ func args(c *runtime.ContainerConfig, image *ocispec.ImageConfig) ([]string, err
 	}
 	for i, arg := range out {
 		if strings.ContainsRune(arg, 0) {
-			return nil, fmt.Errorf("command: element %d, %q, holds a NUL byte, which no argument can: %w", i, arg, errdefs.ErrInvalidArgument)
+			return nil, fmt.Errorf("command: element %d, %s, holds a NUL byte, which no argument can: %w", i, Shown(arg), errdefs.ErrInvalidArgument)
 		}
 	}
 	return out, nil
@@ -84,7 +84,7 @@ func (b *builder) env() ([]string, error) {
 	for _, entry := range b.in.Image.Env {
 		key, value, ok := strings.Cut(entry, "=")
 		if !ok || CheckEnv(key, []byte(value)) != nil {
-			b.warn("the image's variable %q is left out: it is not of the form KEY=VALUE", entry)
+			b.warn("the image's variable %s is left out: it is not of the form KEY=VALUE", Shown(entry))
 			continue
 		}
 		e.set(key, value)

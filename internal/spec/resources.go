@@ -127,7 +127,7 @@ func mergeHugepages(out *specs.LinuxResources, limits []*runtime.HugepageLimit, 
 			warnings = append(warnings, fmt.Sprintf("hugepage_limits[%d]: %d of %s is not applied: there is no hugetlb cgroup controller", i, l.GetLimit(), l.GetPageSize()))
 		case len(k.HugePages) == 0:
 		case !slices.Contains(k.HugePages, l.GetPageSize()):
-			return nil, fmt.Errorf("hugepage_limits[%d].page_size: %q: the node has %s: %w", i, l.GetPageSize(), strings.Join(k.HugePages, ", "), errdefs.ErrInvalidArgument)
+			return nil, fmt.Errorf("hugepage_limits[%d].page_size: %s: the node has %s: %w", i, Shown(l.GetPageSize()), strings.Join(k.HugePages, ", "), errdefs.ErrInvalidArgument)
 		default:
 			out.HugepageLimits = slices.DeleteFunc(out.HugepageLimits, func(old specs.LinuxHugepageLimit) bool { return old.Pagesize == l.GetPageSize() })
 			out.HugepageLimits = append(out.HugepageLimits, specs.LinuxHugepageLimit{Pagesize: l.GetPageSize(), Limit: l.GetLimit()})
@@ -156,7 +156,7 @@ func mergeUnified(out *specs.LinuxResources, unified map[string]string, k Kernel
 			limit, err = -1, nil
 		}
 		if err != nil || limit < -1 {
-			return fmt.Errorf("unified[%q]: %q is neither a number nor max: %w", key, value, errdefs.ErrInvalidArgument)
+			return fmt.Errorf("unified[%q]: %s is neither a number nor max: %w", key, Shown(value), errdefs.ErrInvalidArgument)
 		}
 		out.Pids = &specs.LinuxPids{Limit: &limit}
 	}

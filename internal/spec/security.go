@@ -65,7 +65,7 @@ func profile(field string, p *runtime.SecurityProfile, oldField, old string) (*r
 		case old == "unconfined":
 			p = &runtime.SecurityProfile{ProfileType: runtime.SecurityProfile_Unconfined}
 		default:
-			return nil, fmt.Errorf("linux.security_context.%s: %q: use runtime/default, unconfined or localhost/NAME: %w", field, old, errdefs.ErrInvalidArgument)
+			return nil, fmt.Errorf("linux.security_context.%s: %s: use runtime/default, unconfined or localhost/NAME: %w", field, Shown(old), errdefs.ErrInvalidArgument)
 		}
 	}
 	if p == nil {
@@ -74,7 +74,7 @@ func profile(field string, p *runtime.SecurityProfile, oldField, old string) (*r
 	switch p.GetProfileType() {
 	case runtime.SecurityProfile_RuntimeDefault, runtime.SecurityProfile_Unconfined:
 		if p.GetLocalhostRef() != "" {
-			return nil, fmt.Errorf("linux.security_context.%s.localhost_ref: %q: it is for profile_type Localhost only: %w", field, p.GetLocalhostRef(), errdefs.ErrInvalidArgument)
+			return nil, fmt.Errorf("linux.security_context.%s.localhost_ref: %s: it is for profile_type Localhost only: %w", field, Shown(p.GetLocalhostRef()), errdefs.ErrInvalidArgument)
 		}
 	case runtime.SecurityProfile_Localhost:
 		if p.GetLocalhostRef() == "" {

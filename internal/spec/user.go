@@ -62,13 +62,13 @@ func CheckUser(sc *runtime.LinuxContainerSecurityContext) error {
 	const prefix = "linux.security_context."
 	uid, gid, name := sc.GetRunAsUser(), sc.GetRunAsGroup(), sc.GetRunAsUsername()
 	if uid != nil && name != "" {
-		return fmt.Errorf(prefix+"run_as_username: %q: run_as_user is set as well: set one of them: %w", name, errdefs.ErrInvalidArgument)
+		return fmt.Errorf(prefix+"run_as_username: %s: run_as_user is set as well: set one of them: %w", Shown(name), errdefs.ErrInvalidArgument)
 	}
 	if gid != nil && uid == nil && name == "" {
 		return fmt.Errorf(prefix+"run_as_group: %d: it needs run_as_user or run_as_username: %w", gid.GetValue(), errdefs.ErrInvalidArgument)
 	}
 	if strings.ContainsAny(name, ":\x00\n") {
-		return fmt.Errorf(prefix+"run_as_username: %q: it is a user's name alone: %w", name, errdefs.ErrInvalidArgument)
+		return fmt.Errorf(prefix+"run_as_username: %s: it is a user's name alone: %w", Shown(name), errdefs.ErrInvalidArgument)
 	}
 	if err := checkRange(prefix+"run_as_user", uid.GetValue()); err != nil {
 		return err
@@ -105,7 +105,7 @@ func userAsked(sc *runtime.LinuxContainerSecurityContext, image string) (field, 
 	case sc.GetRunAsUsername() != "":
 		field, who = "linux.security_context.run_as_username", sc.GetRunAsUsername()
 	default:
-		field = fmt.Sprintf("user %q of the image", image)
+		field = fmt.Sprintf("user %s of the image", Shown(image))
 		who, group, _ = strings.Cut(image, ":")
 		if who == "" {
 			who = "0" // "" is root, ":group" root with a group
@@ -159,7 +159,7 @@ func findUser(who string, passwd io.Reader) (uid, gid uint32, name string, err e
 	case len(found) == 0 && numeric:
 		return uint32(number), 0, "", nil
 	case len(found) == 0:
-		return 0, 0, "", fmt.Errorf("user %q is not in the image's /etc/passwd: give a numeric user, or add it to the image", who)
+		return 0, 0, "", fmt.Errorf("user %s is not in the image's /etc/passwd: give a numeric user, or add it to the image", Shown(who))
 	}
 	u := found[0]
 	if uid, err = checkID(u.Uid); err != nil {
@@ -202,7 +202,7 @@ func findGroups(which, member string, file io.Reader) (gid uint32, of []uint32, 
 		}
 	}
 	if named && !found {
-		return 0, nil, fmt.Errorf("group %q is not in the image's /etc/group: give a numeric group, or add it to the image", which)
+		return 0, nil, fmt.Errorf("group %s is not in the image's /etc/group: give a numeric group, or add it to the image", Shown(which))
 	}
 	if numeric {
 		gid = uint32(number)
@@ -217,7 +217,7 @@ func parseID(s string) (id int, numeric bool, err error) {
 		return 0, false, nil
 	}
 	if err != nil || id < 0 || id > math.MaxInt32 {
-		return 0, false, fmt.Errorf("%q: %w", s, errRange)
+		return 0, false, fmt.Errorf("%s: %w", Shown(s), errRange)
 	}
 	return id, true, nil
 }
