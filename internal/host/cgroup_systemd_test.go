@@ -263,7 +263,11 @@ func TestRealSystemd(t *testing.T) {
 	}
 	c, err := NewCgroups("auto")
 	must(t, err)
-	defer c.Close()
+	t.Cleanup(func() {
+		if err := c.Close(); err != nil { // after the removal below, which connects
+			t.Error(err)
+		}
+	})
 	if c.Driver() != SystemdDriver {
 		t.Fatalf("driver %s", c.Driver())
 	}
