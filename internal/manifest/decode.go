@@ -14,6 +14,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"reflect"
 
 	"github.com/containerd/errdefs"
 	corev1 "k8s.io/api/core/v1"
@@ -54,7 +55,7 @@ func Decode(data []byte) (*corev1.Pod, error) {
 	var pod corev1.Pod
 	strict, err := strictjson.UnmarshalStrict(raw, &pod)
 	if err != nil {
-		return nil, invalidf("the manifest is no Pod: %w", err)
+		return nil, wrongType(err)
 	}
 	if err := errors.Join(strict...); err != nil {
 		return nil, invalidf("%w", err)
@@ -67,6 +68,24 @@ func Decode(data []byte) (*corev1.Pod, error) {
 		return nil, invalidf("%w", err)
 	}
 	return &pod, nil
+}
+
+// wrongType says in YAML's terms what encoding/json says in Go's.
+func wrongType(err error) error {
+	var mistake *json.UnmarshalTypeError
+	if !errors.As(err, &mistake) {
+		return invalidf("the manifest is no Pod: %w", err)
+	}
+	want, hint := mistake.Type.Kind().String(), ""
+	switch mistake.Type.Kind() {
+	case reflect.Slice:
+		want = "list"
+	case reflect.Map, reflect.Struct:
+		want = "mapping"
+	case reflect.String:
+		hint = "; in YAML, quote it"
+	}
+	return invalidf("%s: want a %s, found a %s%s", mistake.Field, want, mistake.Value, hint)
 }
 
 // An invalidError is a manifest that cannot be used. Its text is for the
