@@ -105,7 +105,7 @@ func (c *Cgroups) Dir(controller, path string) string {
 		}
 		mount = c.layout.mounts[""]
 	}
-	return filepath.Join(mount, filepath.Join("/", path))
+	return mount + strings.TrimSuffix(filepath.Join("/", path), "/")
 }
 
 // dirs returns the directories of a cgroup in all hierarchies.

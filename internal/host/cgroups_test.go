@@ -485,6 +485,7 @@ func BenchmarkCgroup(b *testing.B) {
 	c, err := NewCgroups(CgroupfsDriver)
 	must(b, err)
 	path := tempCgroup(b, c)
+	defer reportCPU(b)()
 	for b.Loop() {
 		must(b, c.Ensure(path+"/pod"))
 		must(b, c.Remove(path))

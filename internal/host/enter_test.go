@@ -96,6 +96,7 @@ func BenchmarkInNetNS(b *testing.B) {
 	dir := filepath.Join(tempDir(b), "ns")
 	must(b, PinNamespaces(dir, NamespaceOptions{Net: true}))
 	defer UnpinNamespaces(dir)
+	defer reportCPU(b)()
 	for b.Loop() {
 		must(b, InNetNS(filepath.Join(dir, netKind), func() error { return nil }))
 	}

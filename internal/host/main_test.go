@@ -11,6 +11,7 @@ import (
 
 	"github.com/moby/sys/mountinfo"
 	"go.uber.org/goleak"
+	"golang.org/x/sys/unix"
 )
 
 func TestMain(m *testing.M) {
@@ -85,4 +86,16 @@ func mountsBelow(t testing.TB, dir string) string {
 		fmt.Fprintf(&text, "%s %s %s\n", path, m.FSType, strings.Join(options, " "))
 	}
 	return text.String()
+}
+
+// reportCPU adds processor time to a benchmark: on a busy machine, wall time
+// says little. It is to be deferred.
+func reportCPU(b *testing.B) func() {
+	used := func() int64 {
+		var r unix.Rusage
+		must(b, unix.Getrusage(unix.RUSAGE_SELF, &r))
+		return r.Utime.Nano() + r.Stime.Nano()
+	}
+	before := used()
+	return func() { b.ReportMetric(float64(used()-before)/float64(b.N), "cpu-ns/op") }
 }

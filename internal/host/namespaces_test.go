@@ -414,6 +414,7 @@ func BenchmarkPinNamespaces(b *testing.B) {
 	dir := filepath.Join(tempDir(b), "ns")
 	o := NamespaceOptions{Net: true, IPC: true, UTS: true, Hostname: "pod", Sysctls: map[string]string{"net.ipv4.ip_unprivileged_port_start": "0"}}
 	var unpin time.Duration
+	defer reportCPU(b)()
 	for b.Loop() {
 		must(b, PinNamespaces(dir, o))
 		at := time.Now()

@@ -3,14 +3,13 @@ package stats
 import (
 	"bytes"
 	"fmt"
-	"path/filepath"
 
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
 // v1 reads a cgroup of the hierarchies of version 1.
 func (r *Reader) v1(b *buffer, cgroup string) (*Usage, error) {
-	nanoseconds, err := b.number(filepath.Join(r.cgroups.Dir("cpuacct", cgroup), "cpuacct.usage"))
+	nanoseconds, err := b.number(r.cgroups.Dir("cpuacct", cgroup) + "/cpuacct.usage")
 	if err != nil {
 		return nil, cpuError(err)
 	}
@@ -21,16 +20,16 @@ func (r *Reader) v1(b *buffer, cgroup string) (*Usage, error) {
 			return nil, err
 		}
 	}
-	return u, r.processes(b, cgroup, u)
+	return u, nil
 }
 
 func (r *Reader) v1Memory(b *buffer, dir string, at int64, u *Usage) error {
 	var m memory
 	var err error
-	if m.usage, err = b.number(filepath.Join(dir, "memory.usage_in_bytes")); err != nil {
+	if m.usage, err = b.number(dir + "/memory.usage_in_bytes"); err != nil {
 		return err
 	}
-	data, err := b.read(filepath.Join(dir, "memory.stat"))
+	data, err := b.read(dir + "/memory.stat")
 	if err != nil {
 		return err
 	}
@@ -54,7 +53,7 @@ func (r *Reader) v1Memory(b *buffer, dir string, at int64, u *Usage) error {
 	// the cgroup's own, which is what counts as its limit.
 	m.limit = unlimited
 	if limit < unlimited {
-		if m.limit, err = b.number(filepath.Join(dir, "memory.limit_in_bytes")); err != nil {
+		if m.limit, err = b.number(dir + "/memory.limit_in_bytes"); err != nil {
 			return err
 		}
 	}
@@ -64,7 +63,7 @@ func (r *Reader) v1Memory(b *buffer, dir string, at int64, u *Usage) error {
 	}
 	allowed := uint64(unlimited)
 	if swapLimit < unlimited && m.limit < unlimited {
-		both, err := b.number(filepath.Join(dir, "memory.memsw.limit_in_bytes"))
+		both, err := b.number(dir + "/memory.memsw.limit_in_bytes")
 		if err != nil {
 			return err
 		}
@@ -79,7 +78,7 @@ func (r *Reader) v1Memory(b *buffer, dir string, at int64, u *Usage) error {
 // unified reads a cgroup of version 2.
 func (r *Reader) unified(b *buffer, cgroup string) (*Usage, error) {
 	dir := r.cgroups.Dir("", cgroup)
-	data, err := b.read(filepath.Join(dir, "cpu.stat"))
+	data, err := b.read(dir + "/cpu.stat")
 	if err != nil {
 		return nil, cpuError(err)
 	}
@@ -95,19 +94,19 @@ func (r *Reader) unified(b *buffer, cgroup string) (*Usage, error) {
 	if err := unifiedSwap(b, dir, at, u); err != nil && !isGone(err) {
 		return nil, err
 	}
-	return u, r.processes(b, cgroup, u)
+	return u, nil
 }
 
 func unifiedMemory(b *buffer, dir string, at int64, u *Usage) error {
 	var m memory
 	var err error
-	if m.usage, err = b.number(filepath.Join(dir, "memory.current")); err != nil {
+	if m.usage, err = b.number(dir + "/memory.current"); err != nil {
 		return err
 	}
-	if m.limit, err = b.number(filepath.Join(dir, "memory.max")); err != nil {
+	if m.limit, err = b.number(dir + "/memory.max"); err != nil {
 		return err
 	}
-	data, err := b.read(filepath.Join(dir, "memory.stat"))
+	data, err := b.read(dir + "/memory.stat")
 	if err != nil {
 		return err
 	}
@@ -125,11 +124,11 @@ func unifiedMemory(b *buffer, dir string, at int64, u *Usage) error {
 }
 
 func unifiedSwap(b *buffer, dir string, at int64, u *Usage) error {
-	usage, err := b.number(filepath.Join(dir, "memory.swap.current"))
+	usage, err := b.number(dir + "/memory.swap.current")
 	if err != nil {
 		return err
 	}
-	limit, err := b.number(filepath.Join(dir, "memory.swap.max"))
+	limit, err := b.number(dir + "/memory.swap.max")
 	if err != nil {
 		return err
 	}
@@ -149,13 +148,13 @@ func (r *Reader) processes(b *buffer, cgroup string, u *Usage) error {
 		dir = r.cgroups.Dir(controller, cgroup)
 	}
 	if controller == "pids" {
-		tasks, err := b.number(filepath.Join(dir, "pids.current"))
+		tasks, err := b.number(dir + "/pids.current")
 		if err != nil && !isGone(err) {
 			return err
 		}
 		u.Tasks = tasks
 	}
-	data, err := b.read(filepath.Join(dir, "cgroup.procs"))
+	data, err := b.read(dir + "/cgroup.procs")
 	if err != nil && !isGone(err) {
 		return err
 	}
@@ -174,7 +173,7 @@ func (r *Reader) processes(b *buffer, cgroup string, u *Usage) error {
 func (r *Reader) readPressure(b *buffer, cgroup string, u *Usage) error {
 	dir := r.cgroups.Dir("", cgroup)
 	for _, kind := range []string{"cpu", "memory", "io"} {
-		data, err := b.read(filepath.Join(dir, kind+".pressure"))
+		data, err := b.read(dir + "/" + kind + ".pressure")
 		if isGone(err) {
 			continue
 		}

@@ -148,6 +148,7 @@ func FuzzParseLinks(f *testing.F) {
 func BenchmarkNetwork(b *testing.B) {
 	netns := podNetwork(b, "eth0")
 	b.ReportAllocs()
+	defer reportCPU(b)()
 	for b.Loop() {
 		if _, err := Network(netns); err != nil {
 			b.Fatal(err)

@@ -30,12 +30,10 @@ type Usage struct {
 	Memory *runtime.MemoryUsage
 	Swap   *runtime.SwapUsage
 	IO     *runtime.IoUsage // pressure; nil where the kernel has none
-	// Tasks are processes and their threads, which a limit on pids counts; 0
-	// without the pids controller.
-	Tasks uint64
-	// Processes are those of the cgroup and, where it has none itself, those
-	// of the cgroups below it.
-	Processes uint64
+	// Tasks and Processes are counted for a pod only. Tasks are processes and their threads, which a limit on pids counts; 0
+	// without the pids controller. Processes are those of the cgroup and,
+	// where it has none itself, those of the cgroups below it.
+	Tasks, Processes uint64
 }
 
 // A Reader reads cgroups.
@@ -61,8 +59,8 @@ func New(c *host.Cgroups) *Reader {
 }
 
 // Container returns what the cgroup uses; id names it for the rate of
-// processor use, which the first reading does not have. It may be a pod's as
-// well. ErrNotFound: the cgroup is gone.
+// processor use, which the first reading does not have. ErrNotFound: the
+// cgroup is gone.
 func (r *Reader) Container(id, cgroup string) (*Usage, error) {
 	b := borrow()
 	defer b.giveBack()
@@ -79,6 +77,20 @@ func (r *Reader) Container(id, cgroup string) (*Usage, error) {
 		if err := r.readPressure(b, cgroup, u); err != nil {
 			return nil, fmt.Errorf("usage of %s: cgroup %s: %w", id, cgroup, err)
 		}
+	}
+	return u, nil
+}
+
+// Pod is Container for a pod's cgroup, with its tasks and processes counted.
+func (r *Reader) Pod(id, cgroup string) (*Usage, error) {
+	u, err := r.Container(id, cgroup)
+	if err != nil {
+		return nil, err
+	}
+	b := borrow()
+	defer b.giveBack()
+	if err := r.processes(b, cgroup, u); err != nil {
+		return nil, fmt.Errorf("usage of %s: processes of cgroup %s: %w", id, cgroup, err)
 	}
 	return u, nil
 }
