@@ -41,11 +41,9 @@ func main() {
 
 func run(args []string) error {
 	switch {
-	case args[0] == podinit.Name:
-		return podinit.Reap()
 	case len(args) == 4 && args[1] == "hold" && args[2] == "--state" && filepath.IsAbs(args[3]):
 		return runHold(args[3])
-	case len(args) >= 2 && args[1] == "pod-init":
+	case len(args) >= 2 && args[1] == podinit.Name:
 		return podinit.Setup(args[2:])
 	}
 	fmt.Fprint(os.Stderr, usage)

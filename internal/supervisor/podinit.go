@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"os/exec"
@@ -108,15 +109,8 @@ func (o PodInitOptions) settle(ctx context.Context, ours *os.File, p host.Proces
 	}
 	stop := context.AfterFunc(ctx, func() { ours.SetDeadline(time.Unix(1, 0)) })
 	defer stop()
-	said := make([]byte, 1024)
-	n, err := ours.Read(said)
-	switch {
-	case ctx.Err() != nil:
-		return ctx.Err()
-	case err != nil:
-		return fmt.Errorf("%s ended before it was ready: %w", o.Binary, err)
-	case string(said[:n]) != podinit.Ready:
-		return errors.New(strings.TrimSpace(string(said[:n])))
+	if err := o.hear(ctx, ours, podinit.Ready); err != nil {
+		return err
 	}
 	if err := host.PinPID(o.Pin, p.PID); err != nil {
 		return err
@@ -124,7 +118,31 @@ func (o PodInitOptions) settle(ctx context.Context, ours *os.File, p host.Proces
 	if _, err := ours.Write([]byte{1}); err != nil {
 		return fmt.Errorf("%s ended when it was ready: %w", o.Binary, err)
 	}
+	if err := o.hear(ctx, ours, ""); err != nil {
+		return err
+	}
+	if !p.Alive() {
+		return fmt.Errorf("%s ended when it was to run: %w", o.Binary, errdefs.ErrUnavailable)
+	}
 	return nil
+}
+
+// hear takes what the process says; "" is the end of the socket. Anything but
+// want is an error.
+func (o PodInitOptions) hear(ctx context.Context, ours *os.File, want string) error {
+	said := make([]byte, 1024)
+	n, err := ours.Read(said)
+	switch {
+	case ctx.Err() != nil:
+		return ctx.Err()
+	case err != nil && err != io.EOF:
+		return fmt.Errorf("hear of %s: %w", o.Binary, err)
+	case string(said[:n]) == want:
+		return nil
+	case n == 0:
+		return fmt.Errorf("%s ended before it was ready: %w", o.Binary, errdefs.ErrUnavailable)
+	}
+	return errors.New(strings.TrimSpace(string(said[:n])))
 }
 
 // socketPair returns a socket of ours, which the runtime polls, and one for a
@@ -194,7 +212,8 @@ func isInit(pid int, ns *unix.Stat_t) bool {
 }
 
 // StopPodInit ends the init of the namespace pinned at pin, and with it every
-// process of the namespace, and waits for that. It is idempotent; the pin
+// process of the namespace, and waits for that: it takes until the parents of
+// those processes, the shims, have reaped them. It is idempotent; the pin
 // stays.
 func StopPodInit(ctx context.Context, pin string) error {
 	p, err := FindPodInit(pin)

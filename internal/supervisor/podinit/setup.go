@@ -1,18 +1,19 @@
 // Package podinit is PID 1 of a PID namespace that a pod's containers share.
 //
-// It has two stages, so that what stays is unprivileged from its first
-// instruction. Setup runs as root in a mount namespace of its own: it makes an
-// empty read-only root with nothing in it but this program, gives up every
-// capability and identity, and executes the program again. Reap is what the
-// second execution does: it takes note of orphans' ends until SIGTERM.
+// What stays is a program of some hundred bytes that this package holds
+// (reaper_*.s): it takes note of orphans' ends until SIGTERM, and with PID 1
+// the kernel ends all others. It has an empty read-only root but for itself,
+// its own copy, so that a container that can reach /proc/1/exe reaches nothing
+// of the host; no capability, no descriptor, no memory to speak of.
 //
-// The program is mounted read-only, so a container that can reach
-// /proc/1/exe, which takes CAP_SYS_PTRACE, cannot write the host's copy by it.
+// Setup gets it there. It runs in containerd-shim-berth-v1, as root in a mount
+// namespace of its own, gives everything up, and executes the program.
 //
-// Descriptor 3 is a socket to whoever starts it: the second stage writes
-// "ready", anything else is an error's text; then it waits for one byte, and
-// ends if the socket is closed without it. So none is left behind by a daemon
-// that was killed before it could pin the namespace.
+// Descriptor 3 is a socket to whoever starts it. Setup writes "ready" when all
+// is prepared, and waits for one byte; if the socket is closed without it, it
+// ends. So none is left behind by a daemon that was killed before it could pin
+// the namespace. The socket's end without a word then says that the program
+// runs. Anything else that is written is an error's text.
 package podinit
 
 import (
@@ -27,9 +28,9 @@ import (
 )
 
 const (
-	// Name is the second stage's argv[0].
+	// Name is the program's argv[0].
 	Name = "pod-init"
-	// Ready is what it writes when it waits for the byte.
+	// Ready is what Setup writes when it waits for the byte.
 	Ready = "ready"
 	// ID is its user and group.
 	ID = 65535
@@ -41,10 +42,10 @@ const (
 	self  = "/" + Name
 )
 
-// Setup is the first stage. It returns only with an error, which it has
+// Setup becomes the program. It returns only with an error, which it has
 // written to the socket too.
 func Setup(args []string) error {
-	runtime.LockOSThread() // capabilities are a thread's
+	runtime.LockOSThread() // capabilities and the signal mask are a thread's
 	err := setup(args)
 	unix.Write(socket, []byte(err.Error()))
 	return err
@@ -53,10 +54,6 @@ func Setup(args []string) error {
 func setup(args []string) error {
 	if os.Getpid() != 1 {
 		return errors.New("pod-init is started by berth, as PID 1 of a new PID and mount namespace")
-	}
-	// Whatever else was inherited ends with this stage.
-	if err := unix.CloseRange(socket+1, ^uint(0), unix.CLOSE_RANGE_CLOEXEC); err != nil {
-		return fmt.Errorf("close descriptors: %w", err)
 	}
 	for _, step := range []struct {
 		name string
@@ -67,38 +64,40 @@ func setup(args []string) error {
 		{"drop capabilities", dropBounding},
 		{"change identity", changeID},
 		{"drop capabilities", dropRest},
+		{"block signals", blockSignals},
+		{"wait for berth", greet},
+		{"close descriptors", closeAll},
 	} {
 		if err := step.do(); err != nil {
 			return fmt.Errorf("pod-init: %s: %w", step.name, err)
 		}
 	}
-	err := unix.Exec(self, append([]string{Name}, args...), []string{"GOMAXPROCS=1"})
-	return fmt.Errorf("pod-init: execute %s as user %d; it must be executable by all: %w", self, ID, err)
+	err := unix.Exec(self, append([]string{Name}, args...), nil)
+	return fmt.Errorf("pod-init: execute %s: %w", self, err)
 }
 
-// makeRoot mounts a tmpfs and, in it, this program read-only.
+// makeRoot mounts a tmpfs with the program in it.
 func makeRoot() error {
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
 		return fmt.Errorf("make mounts private: %w", err)
 	}
-	if err := unix.Mount("tmpfs", stage, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, "size=4k,nr_inodes=3,mode=0555"); err != nil {
+	const flags = unix.MS_NOSUID | unix.MS_NODEV
+	if err := unix.Mount("tmpfs", stage, "tmpfs", flags, "size=4k,nr_inodes=3,mode=0555"); err != nil {
 		return fmt.Errorf("mount tmpfs: %w", err)
 	}
-	fd, err := unix.Open(stage+self, unix.O_CREAT|unix.O_EXCL|unix.O_WRONLY|unix.O_CLOEXEC, 0o555)
+	content, err := program()
 	if err != nil {
 		return err
 	}
-	if err := unix.Close(fd); err != nil {
+	if err := os.WriteFile(stage+self, content, 0o100); err != nil {
 		return err
 	}
-	if err := unix.Mount("/proc/self/exe", stage+self, "", unix.MS_BIND, ""); err != nil {
-		return fmt.Errorf("mount this program: %w", err)
+	// Not readable, so that the kernel lets nobody look into the process who
+	// has not CAP_SYS_PTRACE, processes of the same user neither.
+	if err := os.Chmod(stage+self, 0o111); err != nil {
+		return err
 	}
-	const flags = unix.MS_REMOUNT | unix.MS_BIND | unix.MS_RDONLY | unix.MS_NOSUID | unix.MS_NODEV
-	if err := unix.Mount("", stage+self, "", flags, ""); err != nil {
-		return fmt.Errorf("make this program read-only: %w", err)
-	}
-	if err := unix.Mount("", stage, "", flags, ""); err != nil {
+	if err := unix.Mount("", stage, "", flags|unix.MS_REMOUNT|unix.MS_BIND|unix.MS_RDONLY, ""); err != nil {
 		return fmt.Errorf("make the root read-only: %w", err)
 	}
 	return nil
@@ -157,3 +156,35 @@ func dropRest() error {
 	}
 	return unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
 }
+
+// blockSignals blocks those that the program waits for.
+func blockSignals() error {
+	var set unix.Sigset_t
+	for _, s := range []unix.Signal{unix.SIGCHLD, unix.SIGTERM, unix.SIGINT} {
+		set.Val[0] |= 1 << (s - 1)
+	}
+	return unix.PthreadSigmask(unix.SIG_BLOCK, &set, nil)
+}
+
+// greet says that all is prepared, and returns when berth has done its part.
+func greet() error {
+	if _, err := unix.Write(socket, []byte(Ready)); err != nil {
+		return err
+	}
+	var b [1]byte
+	for {
+		n, err := unix.Read(socket, b[:])
+		switch {
+		case err == unix.EINTR:
+		case err != nil:
+			return err
+		case n == 0:
+			return errors.New("it is gone")
+		default:
+			return nil
+		}
+	}
+}
+
+// closeAll has the execution close every descriptor.
+func closeAll() error { return unix.CloseRange(0, ^uint(0), unix.CLOSE_RANGE_CLOEXEC) }
