@@ -1,6 +1,7 @@
 package network
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
 	"strings"
@@ -9,6 +10,7 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/containernetworking/cni/libcni"
 	"github.com/google/go-cmp/cmp"
+	"github.com/vishvananda/netlink"
 )
 
 const (
@@ -186,5 +188,31 @@ func TestNewRefuses(t *testing.T) {
 		if _, err := New(o); !errdefs.IsInvalidArgument(err) || !strings.Contains(err.Error(), want) {
 			t.Errorf("%v, want %q", err, want)
 		}
+	}
+}
+
+func TestOverlapIsTold(t *testing.T) {
+	veth := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "elsewhere"}, PeerName: "elsepeer"}
+	if err := netlink.LinkAdd(veth); err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := netlink.LinkDel(veth); err != nil {
+			t.Error(err)
+		}
+	}()
+	d := defaultConf{bridge: "bt0", subnets: []string{"10.88.16.0/24"}}
+	if got := overlaps(d); len(got) > 0 {
+		t.Error(got)
+	}
+	addr, err := netlink.ParseAddr("10.88.0.1/16")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(netlink.AddrAdd(veth, addr), netlink.LinkSetUp(veth)); err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff([]string{"10.88.0.0/16 dev elsewhere"}, overlaps(d)); diff != "" {
+		t.Error(diff)
 	}
 }

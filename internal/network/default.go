@@ -44,6 +44,9 @@ func (n *Network) builtInLocked() *state {
 	if d.firewall == "" {
 		n.opts.Log.Warn("neither nft nor iptables is installed: pods of the built-in network reach no address outside this machine and have no host ports; install nftables")
 	}
+	for _, route := range overlaps(d) {
+		n.opts.Log.Warn("the built-in network's subnet is also reached elsewhere: pods cannot reach it there; set network.default_subnet to another", "route", route)
+	}
 	list, err := d.list()
 	if err != nil {
 		return &state{err: fmt.Errorf("the built-in network: %w", err)}
@@ -66,6 +69,35 @@ func (n *Network) defaultConfLocked() defaultConf {
 		d.subnets = n.podCIDR
 	}
 	return d
+}
+
+// overlaps lists the machine's routes into the subnets, but for those of the
+// bridge. It is for a warning: where routes cannot be read, there are none.
+func overlaps(d defaultConf) []string {
+	routes, err := netlink.RouteList(nil, netlink.FAMILY_ALL)
+	if err != nil {
+		return nil
+	}
+	var found []string
+	for _, r := range routes {
+		if r.Dst == nil {
+			continue
+		}
+		dst, err := netip.ParsePrefix(r.Dst.String())
+		if err != nil || dst.Bits() == 0 {
+			continue
+		}
+		link, err := netlink.LinkByIndex(r.LinkIndex)
+		if err != nil || link.Attrs().Name == d.bridge {
+			continue
+		}
+		for _, s := range d.subnets {
+			if netip.MustParsePrefix(s).Overlaps(dst) {
+				found = append(found, fmt.Sprintf("%s dev %s", dst, link.Attrs().Name))
+			}
+		}
+	}
+	return found
 }
 
 // dataDir is host-local's store of the built-in network.

@@ -35,8 +35,7 @@ const (
 // programs executes plugins as programs. It is the only place that does.
 type programs struct {
 	version.PluginDecoder
-	timeout time.Duration // for the error only; the context holds the deadline
-	log     *slog.Logger
+	log *slog.Logger
 }
 
 var _ invoke.Exec = (*programs)(nil)
@@ -60,7 +59,7 @@ func (p *programs) ExecPlugin(ctx context.Context, path string, stdin []byte, en
 		"took", time.Since(start), "err", err, "stderr", stderr.String())
 	switch {
 	case ctx.Err() != nil && err != nil:
-		return nil, p.cutError(ctx, call, path, stderr)
+		return nil, cutError(ctx, call, path, time.Since(start), stderr)
 	case err != nil:
 		return nil, pluginError(call, err, stdout, stderr)
 	case stdout.lost > 0:
@@ -148,13 +147,13 @@ func callOf(path string, environ []string) call {
 }
 
 // cutError tells of a plugin that was killed.
-func (p *programs) cutError(ctx context.Context, c call, path string, stderr *bounded) error {
+func cutError(ctx context.Context, c call, path string, after time.Duration, stderr *bounded) error {
 	what := "was killed since its caller gave up"
 	if errors.Is(ctx.Err(), context.DeadlineExceeded) {
-		what = fmt.Sprintf("did not end in time (network.timeout is %s) and was killed with its process group: "+
-			"see whether what %s waits for answers (its daemon or API server, its IPAM, a lock that another process holds)", p.timeout, path)
+		what = fmt.Sprintf("did not end in time and was killed with its process group: see whether what %s waits for answers "+
+			"(its daemon or API server, its IPAM, a lock that another process holds); network.timeout bounds it together with the plugins before it", path)
 	}
-	return fmt.Errorf("%s: %s%s: %w", c, what, stderr.quoted(), ctx.Err())
+	return fmt.Errorf("%s: after %s it %s%s: %w", c, after.Round(time.Millisecond), what, stderr.quoted(), ctx.Err())
 }
 
 // pluginError tells of a plugin that failed. What it says of itself (a CNI

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -45,8 +46,13 @@ func noProcesses(t *testing.T, id string) {
 	}
 }
 
+// alone is a configuration of one plugin, executed in no time.
+func alone(name string) map[string]string {
+	return map[string]string{"10.conflist": `{"cniVersion":"1.0.0","name":"n","plugins":[{"type":"` + name + `"}]}`}
+}
+
 func TestPluginHangs(t *testing.T) {
-	e := newEnv(t, withPlugin("slow"), func(o *Options) { o.Timeout = 3 * time.Second })
+	e := newEnv(t, alone("slow"), func(o *Options) { o.Timeout = time.Second })
 	unchanged := e.unchanged()
 	e.script("slow", hangs)
 	p := e.pod()
@@ -54,18 +60,14 @@ func TestPluginHangs(t *testing.T) {
 	if !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("err = %v", err)
 	}
-	for _, want := range []string{`CNI plugin "slow", ADD`, "shop/web", p.ID, "3s", "waiting for the API server", "see whether"} {
+	for _, want := range []string{`CNI plugin "slow", ADD`, "shop/web", p.ID, "after 1", "waiting for the API server", "see whether", "network.timeout"} {
 		if !strings.Contains(fmt.Sprint(err), want) {
 			t.Errorf("error %q does not say %q", err, want)
 		}
 	}
 	noProcesses(t, p.ID)
 	mustRemove(t, e.dir+"/hung")
-	e.calm("slow")
 	unchanged()
-	other := e.pod()
-	e.add(other)
-	e.del(other)
 }
 
 func TestCallerGoesAway(t *testing.T) {
@@ -93,7 +95,7 @@ func TestCallerGoesAway(t *testing.T) {
 }
 
 func TestPluginFails(t *testing.T) {
-	for _, tc := range []struct {
+	for i, tc := range []struct {
 		name, script string
 		want         []string
 		is           func(error) bool
@@ -112,7 +114,11 @@ func TestPluginFails(t *testing.T) {
 		{"with too much", `cat >/dev/null; [ $CNI_COMMAND = DEL ] && exit; yes | head -c 3000000`, []string{"more than 1048576 bytes"}, errdefs.IsFailedPrecondition},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			e := newEnv(t, withPlugin("bad"))
+			files := alone("bad")
+			if i == 0 {
+				files = withPlugin("bad") // with a bridge to undo
+			}
+			e := newEnv(t, files)
 			unchanged := e.unchanged()
 			e.script("bad", tc.script)
 			_, err := e.Add(t.Context(), e.pod())
@@ -162,6 +168,41 @@ func TestPluginMissing(t *testing.T) {
 	if s.Ready || s.Reason != "NetworkPluginNotReady" || !errdefs.IsFailedPrecondition(err) {
 		t.Errorf("%+v, %v", s, err)
 	}
+}
+
+// A plugin that is just being installed is tried again.
+func TestPluginBeingWritten(t *testing.T) {
+	e := newEnv(t, alone("late"))
+	e.script("late", `cat >/dev/null; echo '{"cniVersion":"1.0.0","ips":[{"address":"10.1.2.3/24"}]}'`)
+	f, err := os.OpenFile(e.bin+"/late", os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	time.AfterFunc(3*busyDelay, func() { _ = f.Close() })
+	p := e.pod()
+	within(t, e.add(p).IPs, "10.1.2.0/24")
+	e.del(p)
+}
+
+// A plugin may leave a daemon of its own that holds its output.
+func TestPluginLeavesProcess(t *testing.T) {
+	e := newEnv(t, alone("leaves"))
+	e.script("leaves", `cat >/dev/null; [ $CNI_COMMAND = DEL ] && exit; echo '{"cniVersion":"1.0.0","ips":[{"address":"10.1.2.3/24"}]}'
+		sleep 1000 & echo $! >DIR/left`)
+	p := e.pod()
+	within(t, e.add(p).IPs, "10.1.2.0/24")
+	left, err := os.ReadFile(e.dir + "/left")
+	if err != nil {
+		t.Fatal(err)
+	}
+	pid, err := strconv.Atoi(strings.TrimSpace(string(left)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
+		t.Error("the plugin's process was killed:", err)
+	}
+	e.del(p)
 }
 
 // victim is a daemon that hangs in an ADD until it is killed.

@@ -14,6 +14,8 @@ import (
 // intentVersion is the version of the files below adding/; see FORMAT.md.
 const intentVersion = 1
 
+const tmpSuffix = ".tmp"
+
 // intent is an ADD that is under way or was cut.
 type intent struct {
 	Version int                      `json:"version"`
@@ -44,10 +46,12 @@ func (n *Network) intend(c *conf, rt *libcni.RuntimeConf) error {
 	return writeFile(n.intentFile(rt.ContainerID), text)
 }
 
-// forget drops what intend kept.
+// forget drops what intend kept, half written or whole.
 func (n *Network) forget(id string) error {
-	if err := os.Remove(n.intentFile(id)); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return err
+	for _, file := range []string{n.intentFile(id), n.intentFile(id) + tmpSuffix} {
+		if err := os.Remove(file); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return err
+		}
 	}
 	return nil
 }
@@ -106,7 +110,7 @@ func writeFile(file string, text []byte) error {
 	if err := os.MkdirAll(filepath.Dir(file), 0o700); err != nil {
 		return err
 	}
-	tmp := file + ".tmp"
+	tmp := file + tmpSuffix
 	if err := os.WriteFile(tmp, text, 0o600); err != nil {
 		return err
 	}

@@ -102,7 +102,7 @@ func New(o Options) (*Network, error) {
 	if err := o.complete(); err != nil {
 		return nil, err
 	}
-	n := &Network{opts: o, settleGrace: settleGrace, exec: &programs{timeout: o.Timeout, log: o.Log}}
+	n := &Network{opts: o, settleGrace: settleGrace, exec: &programs{log: o.Log}}
 	n.cni = libcni.NewCNIConfigWithCacheDir(o.BinDirs, o.CacheDir, n.exec)
 	own := slices.Clone(o.BinDirs)
 	slices.Reverse(own)

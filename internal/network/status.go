@@ -15,6 +15,9 @@ import (
 // every few seconds, each time plugins would be executed.
 const statusAge = 10 * time.Second
 
+// statusTimeout is less than clients wait for the whole Status.
+const statusTimeout = 5 * time.Second
+
 // ReasonNotReady is the reason of the condition NetworkReady that the kubelet
 // and its users know.
 const ReasonNotReady = "NetworkPluginNotReady"
@@ -70,7 +73,7 @@ func (n *Network) askStatus(ctx context.Context, c *conf) error {
 		return nil
 	}
 	// The answer is for others too: a caller that goes away does not spoil it.
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), n.opts.Timeout)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), min(statusTimeout, n.opts.Timeout))
 	defer cancel()
 	return n.libcniFor(c).GetStatusNetworkList(ctx, c.list)
 }
