@@ -209,6 +209,9 @@ func (s *Service) makeContainer(ctx context.Context, c *creation) error {
 	for _, w := range warnings {
 		s.Log.Warn("container differs from what was asked for", "container", c.rec.ID, "warning", w)
 	}
+	// Without it the runc shim would serve all containers of a pod by one
+	// process, and end with the first of them.
+	made.Annotations["io.containerd.runc.v2.group"] = c.rec.ID
 	c.spec = made
 	body, err := typeurl.MarshalAny(made)
 	if err != nil {
