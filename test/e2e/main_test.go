@@ -1,0 +1,184 @@
+// Package e2e tests each RPC over the socket of a real daemon against real
+// containers, on embedded and on external containerd.
+//
+// Tests share one daemon a target and run in parallel, so each makes pods and
+// images of its own names and removes them. What the host held before the
+// tests is compared with what it holds after them, in TestMain. A test that
+// kills or configures the daemon starts one of its own.
+package e2e
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"slices"
+	"strings"
+	"testing"
+
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+
+	"berth/internal/testkit"
+)
+
+// A target is a daemon and the runtime handler that pods are run with.
+type target struct {
+	name   string
+	client *testkit.Client
+}
+
+var (
+	targets  []target
+	registry *testkit.Registry
+	// busybox is the reference of the image that all daemons have, busyboxID
+	// its ID.
+	busybox, busyboxID string
+)
+
+func TestMain(m *testing.M) {
+	testkit.Main(m, func() (func() error, error) {
+		flag.Parse()
+		if testing.Short() {
+			return nil, nil
+		}
+		if !slices.ContainsFunc(os.Args, func(a string) bool { return strings.HasPrefix(a, "-test.parallel") }) {
+			// Most tests wait for containers, not for a processor.
+			if err := flag.Set("test.parallel", "6"); err != nil {
+				return nil, err
+			}
+		}
+		return setup()
+	})
+}
+
+func setup() (func() error, error) {
+	var err error
+	if registry, err = testkit.NewRegistry(); err != nil {
+		return nil, err
+	}
+	img, err := testkit.Image(testkit.ImageOptions{})
+	if err != nil {
+		return nil, err
+	}
+	if _, err := registry.Push("busybox:1", img); err != nil {
+		return nil, err
+	}
+	busybox, busyboxID = registry.Ref("busybox:1"), testkit.ID(img)
+
+	wanted := "embedded/berth,embedded/runc,external/berth"
+	if env := os.Getenv("BERTH_TEST_TARGETS"); env != "" {
+		wanted = env
+	}
+	byEngine := map[string]*shared{}
+	teardown := func() error {
+		var errs []error
+		for _, s := range byEngine {
+			errs = append(errs, s.end())
+		}
+		return errors.Join(append(errs, registry.Close())...)
+	}
+	for name := range strings.SplitSeq(wanted, ",") {
+		engine, handler, _ := strings.Cut(name, "/")
+		if byEngine[engine] == nil {
+			if byEngine[engine], err = share(engine == "external"); err != nil {
+				return teardown, fmt.Errorf("%s: %w", name, err)
+			}
+		}
+		targets = append(targets, target{strings.ReplaceAll(name, "/", "-"), byEngine[engine].client.WithHandler(handler)})
+	}
+	for _, s := range byEngine {
+		if s.before, err = s.d.Host(context.Background()); err != nil {
+			return teardown, err
+		}
+	}
+	return teardown, nil
+}
+
+// shared is a daemon that tests share, and the host before them.
+type shared struct {
+	d      *testkit.Daemon
+	client *testkit.Client
+	before string
+}
+
+func share(external bool) (*shared, error) {
+	ctx := context.Background()
+	d, err := testkit.NewDaemon(testkit.DaemonOptions{External: external})
+	if err != nil {
+		return nil, err
+	}
+	s := &shared{d: d}
+	if err := d.Start(ctx); err != nil {
+		return s, err
+	}
+	if s.client, err = d.Client(); err != nil {
+		return s, err
+	}
+	if _, err := s.client.Pull(ctx, busybox); err != nil {
+		return s, err
+	}
+	return s, warmUp(ctx, s.client)
+}
+
+// warmUp makes what the first pod makes and all others share: the bridge, the
+// base chains of port mappings.
+func warmUp(ctx context.Context, c *testkit.Client) error {
+	p, err := c.RunPod(ctx, c.PodConfig("warm-up", hostPort(1, 1)))
+	if err != nil {
+		return err
+	}
+	return p.Remove(ctx)
+}
+
+func (s *shared) end() error {
+	var errs []error
+	if s.before != "" {
+		errs = append(errs, s.client.Clear(context.Background(), busyboxID), s.d.CheckHost(context.Background(), s.before))
+	}
+	if err := errors.Join(errs...); err != nil {
+		errs = append(errs, fmt.Errorf("log of the daemon:\n%s", s.d.Log(40)))
+	}
+	return errors.Join(append(errs, s.d.Close())...)
+}
+
+// each runs a test on every target, in parallel with the others.
+func each(t *testing.T, f func(t *testing.T, c *testkit.Client)) {
+	t.Helper()
+	t.Parallel()
+	if len(targets) == 0 {
+		t.Skip("needs real daemons; not with -short")
+	}
+	for _, target := range targets {
+		t.Run(target.name, func(t *testing.T) {
+			t.Parallel()
+			f(t, target.client)
+		})
+	}
+}
+
+// image pushes an image of its own and pulls it; it is removed at the end.
+func image(t *testing.T, c *testkit.Client, o testkit.ImageOptions) string {
+	t.Helper()
+	ref, _ := pushed(t, o)
+	if _, err := c.Pull(t.Context(), ref); err != nil {
+		t.Fatal(err)
+	}
+	removeImage(t, c, ref)
+	return ref
+}
+
+// pushed pushes an image of its own.
+func pushed(t *testing.T, o testkit.ImageOptions) (ref string, img v1.Image) {
+	t.Helper()
+	repo := testkit.Name(t.Name())
+	o.Salt += repo
+	img, err := testkit.Image(o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := registry.Push(repo+":1", img); err != nil {
+		t.Fatal(err)
+	}
+	return registry.Ref(repo + ":1"), img
+}

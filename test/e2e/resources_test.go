@@ -1,0 +1,114 @@
+package e2e
+
+import (
+	"os"
+	"strings"
+	"testing"
+
+	"google.golang.org/grpc/codes"
+	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"berth/internal/testkit"
+)
+
+// limit reads a file of the container's cgroup (v1, as on the machines that
+// these tests run on).
+func limit(t *testing.T, c *testkit.Container, controller, file string) string {
+	t.Helper()
+	text, err := os.ReadFile("/sys/fs/cgroup/" + controller + c.Pod.Config.Linux.CgroupParent + "/" + c.ID + "/" + file)
+	if err != nil {
+		t.Error(err)
+	}
+	return strings.TrimSpace(string(text))
+}
+
+func TestResources(t *testing.T) {
+	each(t, func(t *testing.T, c *testkit.Client) {
+		ctr := sleeper(t, c.Pod(t), func(c *cri.ContainerConfig) {
+			c.Linux.Resources = &cri.LinuxContainerResources{
+				CpuShares: 333, CpuQuota: 40000, CpuPeriod: 50000, CpusetCpus: "0", CpusetMems: "0",
+				MemoryLimitInBytes: 64 << 20, OomScoreAdj: 500,
+			}
+		})
+		for _, tc := range [][3]string{
+			{"cpu", "cpu.shares", "333"}, {"cpu", "cpu.cfs_quota_us", "40000"}, {"cpu", "cpu.cfs_period_us", "50000"},
+			{"cpuset", "cpuset.cpus", "0"}, {"memory", "memory.limit_in_bytes", "67108864"},
+		} {
+			if got := limit(t, ctr, tc[0], tc[1]); got != tc[2] {
+				t.Errorf("%s is %s, want %s", tc[1], got, tc[2])
+			}
+		}
+		if got := ctr.Exec(t, "cat", "/proc/1/oom_score_adj"); got != "500\n" {
+			t.Errorf("oom_score_adj %s", got)
+		}
+	})
+}
+
+// Without CAP_SYS_RESOURCE, as here, a lower score cannot be had; the pod runs
+// all the same.
+func TestOOMScoreBelowOurOwn(t *testing.T) {
+	each(t, func(t *testing.T, c *testkit.Client) {
+		ctr := sleeper(t, c.Pod(t), func(c *cri.ContainerConfig) {
+			c.Linux.Resources = &cri.LinuxContainerResources{OomScoreAdj: -997}
+		})
+		ctr.Exec(t, "true")
+	})
+}
+
+func TestUpdateContainerResources(t *testing.T) {
+	each(t, func(t *testing.T, c *testkit.Client) {
+		p := c.Pod(t)
+		set := func(c *cri.ContainerConfig) {
+			c.Linux.Resources = &cri.LinuxContainerResources{CpuShares: 256, MemoryLimitInBytes: 64 << 20}
+		}
+		running := sleeper(t, p, set)
+		created, err := p.Create(t.Context(), testkit.ContainerConfig(busybox, []string{"sleep", "1000"}, set))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, ctr := range []*testkit.Container{running, created} {
+			_, err := c.UpdateContainerResources(t.Context(), &cri.UpdateContainerResourcesRequest{ContainerId: ctr.ID,
+				Linux: &cri.LinuxContainerResources{CpuShares: 512, CpuQuota: 20000, CpuPeriod: 100000, MemoryLimitInBytes: 96 << 20}})
+			if err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := created.Start(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		for _, ctr := range []*testkit.Container{running, created} {
+			for _, tc := range [][3]string{{"cpu", "cpu.shares", "512"}, {"cpu", "cpu.cfs_quota_us", "20000"}, {"memory", "memory.limit_in_bytes", "100663296"}} {
+				if got := limit(t, ctr, tc[0], tc[1]); got != tc[2] {
+					t.Errorf("%s is %s, want %s", tc[1], got, tc[2])
+				}
+			}
+			if r := ctr.Status(t).Resources.GetLinux(); r.GetCpuShares() != 512 || r.GetMemoryLimitInBytes() != 96<<20 {
+				t.Errorf("status: %v", r)
+			}
+		}
+		_, err = c.UpdateContainerResources(t.Context(), &cri.UpdateContainerResourcesRequest{ContainerId: running.ID,
+			Linux: &cri.LinuxContainerResources{MemoryLimitInBytes: -5}})
+		testkit.WantCode(t, err, codes.InvalidArgument, "memory_limit_in_bytes")
+		_, err = c.UpdateContainerResources(t.Context(), &cri.UpdateContainerResourcesRequest{ContainerId: running.ID})
+		testkit.WantCode(t, err, codes.InvalidArgument, "linux")
+		if err := running.Stop(t.Context(), 0); err != nil {
+			t.Fatal(err)
+		}
+		_, err = c.UpdateContainerResources(t.Context(), &cri.UpdateContainerResourcesRequest{ContainerId: running.ID, Linux: &cri.LinuxContainerResources{CpuShares: 2}})
+		if err == nil {
+			t.Error("an exited container was updated")
+		}
+	})
+}
+
+func TestHugepages(t *testing.T) {
+	each(t, func(t *testing.T, c *testkit.Client) {
+		p := c.Pod(t)
+		// There is no hugetlb hierarchy of v1 here; the limit of a kubelet that
+		// always sends one must not fail the pod.
+		ctr := sleeper(t, p, func(c *cri.ContainerConfig) {
+			c.Linux.Resources = &cri.LinuxContainerResources{HugepageLimits: []*cri.HugepageLimit{{PageSize: "2MB", Limit: 0}}}
+		})
+		ctr.Exec(t, "true")
+	})
+}
