@@ -23,7 +23,8 @@ func isNoise(e *logrus.Entry) bool {
 	switch e.Message {
 	case "failed check for fsverity support": // it does without
 		return true
-	case "copy shim log": // the shim has ended, and its log was closed first
+	case "copy shim log", // the shim has ended, and its log was closed first
+		"failed to finish collection context": // a collection met the engine's end
 		err, _ := e.Data[logrus.ErrorKey].(error)
 		return errors.Is(err, os.ErrClosed) || errors.Is(err, fifo.ErrReadClosed)
 	}

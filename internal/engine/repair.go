@@ -145,7 +145,8 @@ func (e *Engine) collect(ctx context.Context, snapshotter string) error {
 	if err != nil {
 		return err
 	}
-	if err := s.Remove(ctx, key); err != nil {
+	// A collection that just ran may have taken it, to the same end.
+	if err := s.Remove(ctx, key); err != nil && !errdefs.IsNotFound(err) {
 		return err
 	}
 	m := e.client.LeasesService()

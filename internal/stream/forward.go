@@ -61,6 +61,9 @@ func dialPort(ctx context.Context, netns string, port uint16) (*net.TCPConn, err
 		if err == nil {
 			return c, nil
 		}
+		if ctx.Err() != nil {
+			err = context.Cause(ctx)
+		}
 		if ctx.Err() != nil || errdefs.IsNotFound(err) { // the namespace is gone
 			return nil, fmt.Errorf("port-forward to port %d: %w", port, err)
 		}

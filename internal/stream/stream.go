@@ -45,7 +45,12 @@ const (
 	headerTimeout = 30 * time.Second
 	// creationTimeout is how long a SPDY client may take to open its streams.
 	creationTimeout = remotecommand.DefaultStreamCreationTimeout
-	// closeTimeout is how long Close waits for sessions to end.
+	// errorDelay is how long a client may take to be ready for the error of a
+	// forwarded port.
+	errorDelay = 200 * time.Millisecond
+	// closeGrace is how long sessions may take at Close to tell their clients.
+	closeGrace = time.Second
+	// closeTimeout is how long Close waits for those whose connection it closed.
 	closeTimeout = 10 * time.Second
 )
 
@@ -70,8 +75,10 @@ type Server struct {
 	conns  connections
 	base   string // URL; set by Start
 
-	// sessions are the requests under way.
+	// sessions are the requests under way; stop ends their contexts.
 	sessions sync.WaitGroup
+	stopping context.Context
+	stop     context.CancelFunc
 	served   chan struct{} // closed when http.Serve has returned
 
 	mu      sync.Mutex // guards started, closed
@@ -90,7 +97,9 @@ func New(o Options) (*Server, error) {
 	if o.IdleTimeout <= 0 {
 		o.IdleTimeout = DefaultIdleTimeout
 	}
+	takeKlog(o.Log)
 	s := &Server{opts: o, served: make(chan struct{})}
+	s.stopping, s.stop = context.WithCancel(context.Background())
 	mux := http.NewServeMux()
 	for _, kind := range []kind{kindExec, kindAttach, kindPortForward} {
 		serve := func(w http.ResponseWriter, r *http.Request) { s.serve(kind, w, r) }
@@ -138,9 +147,21 @@ func (s *Server) Close() error {
 	if !started {
 		return nil
 	}
+	// A client that is cut off takes that for success; so first the sessions
+	// end by their contexts, and say so.
+	s.stop()
+	ended := s.wait(closeGrace)
 	err := s.http.Close()
 	<-s.served
 	s.conns.closeAll() // those that were taken over from http
+	if !ended && !s.wait(closeTimeout) {
+		err = errors.Join(err, errors.New("stream server: a session goes on after its connection was closed"))
+	}
+	return err
+}
+
+// wait waits for all sessions to end and tells whether they have.
+func (s *Server) wait(timeout time.Duration) bool {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
@@ -148,10 +169,10 @@ func (s *Server) Close() error {
 	}()
 	select {
 	case <-done:
-	case <-time.After(closeTimeout):
-		err = errors.Join(err, errors.New("stream server: a session goes on after its connection was closed"))
+		return true
+	case <-time.After(timeout):
+		return false
 	}
-	return err
 }
 
 // Exec returns the URL at which the command of req is run.
@@ -217,19 +238,32 @@ func (s *Server) url(k kind, req any) (string, error) {
 	return s.base + "/" + string(k) + "/" + token, nil
 }
 
+// begin counts a session, unless Close has begun.
+func (s *Server) begin() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !s.closed {
+		s.sessions.Add(1)
+	}
+	return !s.closed
+}
+
 // serve is one session.
 func (s *Server) serve(k kind, w http.ResponseWriter, r *http.Request) {
+	if !s.begin() {
+		http.Error(w, "the server is being stopped", http.StatusServiceUnavailable)
+		return
+	}
+	defer s.sessions.Done()
 	req, ok := s.tokens.redeem(k, r.PathValue("token"))
 	if !ok {
 		http.Error(w, "this URL was used or is older than a minute; ask for another one", http.StatusNotFound)
 		return
 	}
-	// A session that begins while Close runs has its connection closed.
-	s.sessions.Add(1)
-	defer s.sessions.Done()
 	ctx, cancel := context.WithCancel(r.Context())
 	defer cancel()
-	a := adapter{s.opts.Runtime, ctx}
+	defer context.AfterFunc(s.stopping, cancel)()
+	a := adapter{s.opts.Runtime, ctx, s.opts.Log}
 	idle, protocols := s.opts.IdleTimeout, remotecommand.SupportedStreamingProtocols
 	switch req := req.(type) {
 	case *runtime.ExecRequest:
@@ -255,18 +289,37 @@ func (s *Server) serve(k kind, w http.ResponseWriter, r *http.Request) {
 type adapter struct {
 	runtime streaming.Runtime
 	session context.Context
+	log     *slog.Logger
 }
 
 func (a adapter) ExecInContainer(ctx context.Context, _, _, container string, cmd []string, in io.Reader, out, stderr io.WriteCloser, tty bool, resize <-chan remotecommand.TerminalSize, _ time.Duration) error {
-	return a.runtime.Exec(ctx, container, cmd, in, out, stderr, tty, resize)
+	return a.told(a.runtime.Exec(ctx, container, cmd, in, out, stderr, tty, resize), "exec", "container", container)
 }
 
 func (a adapter) AttachContainer(ctx context.Context, _, _, container string, in io.Reader, out, stderr io.WriteCloser, tty bool, resize <-chan remotecommand.TerminalSize) error {
-	return a.runtime.Attach(ctx, container, in, out, stderr, tty, resize)
+	return a.told(a.runtime.Attach(ctx, container, in, out, stderr, tty, resize), "attach", "container", container)
 }
 
 func (a adapter) PortForward(_ context.Context, pod, _ string, port int32, data io.ReadWriteCloser) error {
-	return a.runtime.PortForward(a.session, pod, port, data)
+	err := a.told(a.runtime.PortForward(a.session, pod, port, data), "port-forward", "pod", pod)
+	if err != nil {
+		// The handler resets the streams right after it has written the error.
+		// A client that has not begun to read by then loses it.
+		select {
+		case <-time.After(errorDelay):
+		case <-a.session.Done():
+		}
+	}
+	return err
+}
+
+// told logs what the client is told of a session that failed.
+func (a adapter) told(err error, op, what, id string) error {
+	var exit exec.ExitError
+	if err != nil && a.session.Err() == nil && !errors.As(err, &exit) {
+		a.log.Info(op+" failed", what, id, "err", err)
+	}
+	return err
 }
 
 // ExitError tells an exec's client that its command ended with code.
