@@ -40,7 +40,7 @@ ours() {
 	ip -o link show | awk -F': ' -v bridge="$bridge" 'index($0, bridge) {print "link: " $2}'
 	for dir in /proc/[0-9]*; do
 		[[ ${dir#/proc/} == "$$" || ${dir#/proc/} == "$BASHPID" ]] && continue
-		file=$(tr '\0' ' ' <"$dir/cmdline" 2>/dev/null) || continue
+		file=$({ tr '\0' ' ' <"$dir/cmdline"; } 2>/dev/null) || continue
 		[[ $file == *"$state"* || $file == *"$base"* ]] && echo "process: ${dir#/proc/} $file"
 	done
 	find /sys/fs/cgroup -depth -type d -name "$name*" -printf 'cgroup: %p\n' 2>/dev/null || true
