@@ -448,3 +448,19 @@ func TestExecProcess(t *testing.T) {
 		t.Errorf("got %v for no command", err)
 	}
 }
+
+// BenchmarkContainer is the whole of a kubelet's container, with the default
+// seccomp profile, encoded as it goes to the runtime.
+func BenchmarkContainer(b *testing.B) {
+	in := input()
+	golden["kubelet"](&in)
+	for b.Loop() {
+		s, _, err := Container(in)
+		if err != nil {
+			b.Fatal(err)
+		}
+		if _, err := json.Marshal(s); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
