@@ -100,7 +100,7 @@ func TestStopSignals(t *testing.T) {
 		}{
 			{"default", busybox, cri.Signal_SIGNAL_RUNTIME_DEFAULT, 15},
 			{"of the image", ofImage, cri.Signal_SIGNAL_RUNTIME_DEFAULT, 10},
-			{"of the container", ofImage, cri.Signal_SIGUSR2, 12},
+			{"of the container", ofImage, cri.Signal_SIGNAL_SIGUSR2, 12},
 		} {
 			ctr := p.Container(t, tc.image, script, func(c *cri.ContainerConfig) { c.StopSignal = tc.signal })
 			ctr.Logged(t, "ready")
