@@ -55,6 +55,8 @@ type conn struct {
 	conns *connections
 	ctx   context.Context
 	gone  context.CancelFunc
+
+	closeOnce sync.Once
 }
 
 func (c *conn) Read(p []byte) (int, error) {
@@ -66,12 +68,17 @@ func (c *conn) Read(p []byte) (int, error) {
 	return n, err
 }
 
-func (c *conn) Close() error {
-	c.gone()
-	c.conns.mu.Lock()
-	delete(c.conns.open, c)
-	c.conns.mu.Unlock()
-	return c.Conn.Close()
+// Close may be called again, for nothing: spdystream takes the error of a
+// second close for one that it has to wait for.
+func (c *conn) Close() (err error) {
+	c.closeOnce.Do(func() {
+		c.gone()
+		c.conns.mu.Lock()
+		delete(c.conns.open, c)
+		c.conns.mu.Unlock()
+		err = c.Conn.Close()
+	})
+	return err
 }
 
 // connContext makes the context of a request end with its client.

@@ -33,6 +33,7 @@ import (
 	"k8s.io/cri-streaming/pkg/streaming"
 	"k8s.io/cri-streaming/pkg/streaming/portforward"
 	"k8s.io/cri-streaming/pkg/streaming/remotecommand"
+	"k8s.io/streaming/pkg/httpstream/wsstream"
 	"k8s.io/utils/exec"
 )
 
@@ -58,8 +59,9 @@ const (
 type Options struct {
 	// Address is host:port; default DefaultAddress.
 	Address string
-	// Runtime does the work; required. For a command that ended with another
-	// code than 0, Exec returns an ExitError.
+	// Runtime does the work; required. Streams that were not asked for are nil.
+	// For a command that ended with another code than 0, Exec returns an
+	// ExitError.
 	Runtime streaming.Runtime
 	// IdleTimeout is DefaultIdleTimeout unless set.
 	IdleTimeout time.Duration
@@ -263,41 +265,80 @@ func (s *Server) serve(k kind, w http.ResponseWriter, r *http.Request) {
 	ctx, cancel := context.WithCancel(r.Context())
 	defer cancel()
 	defer context.AfterFunc(s.stopping, cancel)()
-	a := adapter{s.opts.Runtime, ctx, s.opts.Log}
+	r = r.WithContext(ctx)
+	a := adapter{runtime: s.opts.Runtime, session: ctx, log: s.opts.Log}
 	idle, protocols := s.opts.IdleTimeout, remotecommand.SupportedStreamingProtocols
+	v5 := wsstream.IsWebSocketRequestWithStreamCloseProtocol(r)
 	switch req := req.(type) {
 	case *runtime.ExecRequest:
-		remotecommand.ServeExec(w, r.WithContext(ctx), a, "", "", req.ContainerId, req.Cmd,
-			&remotecommand.Options{Stdin: req.Stdin, Stdout: req.Stdout, Stderr: req.Stderr, TTY: req.Tty},
-			idle, creationTimeout, protocols)
+		a.opts = remotecommand.Options{Stdin: req.Stdin, Stdout: req.Stdout, Stderr: req.Stderr, TTY: req.Tty}
+		if v5 {
+			serveV5(w, r, &a.opts, idle, a.execute(req.ContainerId, req.Cmd))
+			return
+		}
+		remotecommand.ServeExec(w, r, a, "", "", req.ContainerId, req.Cmd, &a.opts, idle, creationTimeout, protocols)
 	case *runtime.AttachRequest:
-		remotecommand.ServeAttach(w, r.WithContext(ctx), a, "", "", req.ContainerId,
-			&remotecommand.Options{Stdin: req.Stdin, Stdout: req.Stdout, Stderr: req.Stderr, TTY: req.Tty},
-			idle, creationTimeout, protocols)
+		a.opts = remotecommand.Options{Stdin: req.Stdin, Stdout: req.Stdout, Stderr: req.Stderr, TTY: req.Tty}
+		if v5 {
+			serveV5(w, r, &a.opts, idle, a.attach(req.ContainerId))
+			return
+		}
+		remotecommand.ServeAttach(w, r, a, "", "", req.ContainerId, &a.opts, idle, creationTimeout, protocols)
 	case *runtime.PortForwardRequest:
 		ports, err := portforward.BuildV4Options(req.Port)
 		if err != nil {
 			http.Error(w, err.Error(), http.StatusBadRequest)
 			return
 		}
-		portforward.ServePortForward(w, r.WithContext(ctx), a, req.PodSandboxId, "", ports, idle, creationTimeout, portforward.SupportedProtocols)
+		portforward.ServePortForward(w, r, a, req.PodSandboxId, "", ports, idle, creationTimeout, portforward.SupportedProtocols)
 	}
 }
 
+// runFunc runs an exec or attach on a session's streams.
+type runFunc func(ctx context.Context, in io.Reader, out, stderr io.WriteCloser, tty bool, resize <-chan remotecommand.TerminalSize) error
+
 // adapter is what cri-streaming's handlers call; it gives the session's
-// context to calls for which they have none.
+// context to calls for which they have none, and nil for streams that were not
+// asked for: over WebSocket they are there and at their end.
 type adapter struct {
 	runtime streaming.Runtime
 	session context.Context
 	log     *slog.Logger
+	opts    remotecommand.Options
 }
 
 func (a adapter) ExecInContainer(ctx context.Context, _, _, container string, cmd []string, in io.Reader, out, stderr io.WriteCloser, tty bool, resize <-chan remotecommand.TerminalSize, _ time.Duration) error {
-	return a.told(a.runtime.Exec(ctx, container, cmd, in, out, stderr, tty, resize), "exec", "container", container)
+	return a.execute(container, cmd)(ctx, in, out, stderr, tty, resize)
 }
 
 func (a adapter) AttachContainer(ctx context.Context, _, _, container string, in io.Reader, out, stderr io.WriteCloser, tty bool, resize <-chan remotecommand.TerminalSize) error {
-	return a.told(a.runtime.Attach(ctx, container, in, out, stderr, tty, resize), "attach", "container", container)
+	return a.attach(container)(ctx, in, out, stderr, tty, resize)
+}
+
+func (a adapter) execute(container string, cmd []string) runFunc {
+	return func(ctx context.Context, in io.Reader, out, stderr io.WriteCloser, tty bool, resize <-chan remotecommand.TerminalSize) error {
+		a.wanted(&in, &out, &stderr)
+		return a.told(a.runtime.Exec(ctx, container, cmd, in, out, stderr, tty, resize), "exec", "container", container)
+	}
+}
+
+func (a adapter) attach(container string) runFunc {
+	return func(ctx context.Context, in io.Reader, out, stderr io.WriteCloser, tty bool, resize <-chan remotecommand.TerminalSize) error {
+		a.wanted(&in, &out, &stderr)
+		return a.told(a.runtime.Attach(ctx, container, in, out, stderr, tty, resize), "attach", "container", container)
+	}
+}
+
+func (a adapter) wanted(in *io.Reader, out, stderr *io.WriteCloser) {
+	if !a.opts.Stdin {
+		*in = nil
+	}
+	if !a.opts.Stdout {
+		*out = nil
+	}
+	if !a.opts.Stderr {
+		*stderr = nil
+	}
 }
 
 func (a adapter) PortForward(_ context.Context, pod, _ string, port int32, data io.ReadWriteCloser) error {

@@ -24,10 +24,13 @@ import (
 )
 
 func TestMain(m *testing.M) {
+	// client-go's WebSocket client leaves its own goroutines behind when it is
+	// cut off.
+	const client = "k8s.io/client-go/tools/remotecommand."
 	goleak.VerifyTestMain(m,
-		// client-go's WebSocket client leaves readers of streams behind when it
-		// is cut off.
-		goleak.IgnoreAnyFunction("k8s.io/client-go/tools/remotecommand.(*stream).Read"))
+		goleak.IgnoreAnyFunction(client+"(*stream).Read"),
+		goleak.IgnoreAnyFunction(client+"(*streamProtocolV4).stream"),
+		goleak.IgnoreAnyFunction(client+"(*heartbeat).start"))
 }
 
 // fake is a Runtime whose exec and attach do what the test says.
@@ -66,7 +69,7 @@ func startServer(t *testing.T, f fake) *Server {
 }
 
 // transports are the clients there are. WebSocket has no way to close one
-// stream before version 5 of the protocol, which cri-streaming does not speak.
+// stream before version 5 of the protocol.
 var transports = []struct {
 	name      string
 	halfClose bool
@@ -79,13 +82,16 @@ var transports = []struct {
 		}
 		return remotecommand.NewSPDYExecutor(&rest.Config{}, http.MethodPost, parsed)
 	}},
-	{"WebSocket", false, func(u string) (remotecommand.Executor, error) {
+	{"WebSocket", true, func(u string) (remotecommand.Executor, error) {
+		return remotecommand.NewWebSocketExecutor(&rest.Config{}, http.MethodGet, u)
+	}},
+	{"WebSocket version 4", false, func(u string) (remotecommand.Executor, error) {
 		return remotecommand.NewWebSocketExecutorForProtocols(&rest.Config{}, http.MethodGet, u, "v4.channel.k8s.io")
 	}},
 }
 
-// both runs a test with each transport.
-func both(t *testing.T, run func(t *testing.T, halfClose bool, executor func(string) remotecommand.Executor)) {
+// eachTransport runs a test with each transport.
+func eachTransport(t *testing.T, run func(t *testing.T, halfClose bool, executor func(string) remotecommand.Executor)) {
 	for _, tr := range transports {
 		t.Run(tr.name, func(t *testing.T) {
 			run(t, tr.halfClose, func(u string) remotecommand.Executor {
@@ -111,7 +117,7 @@ func execURL(t *testing.T, s *Server, req *runtime.ExecRequest) string {
 }
 
 func TestExec(t *testing.T) {
-	both(t, func(t *testing.T, halfClose bool, executor func(string) remotecommand.Executor) {
+	eachTransport(t, func(t *testing.T, halfClose bool, executor func(string) remotecommand.Executor) {
 		s := startServer(t, fake{exec: func(ctx context.Context, cmd []string, in io.Reader, out, stderr io.Writer, tty bool, _ <-chan server.TerminalSize) error {
 			buf := make([]byte, len("input"))
 			var err error
@@ -144,7 +150,7 @@ func TestExec(t *testing.T) {
 }
 
 func TestExecFails(t *testing.T) {
-	both(t, func(t *testing.T, _ bool, executor func(string) remotecommand.Executor) {
+	eachTransport(t, func(t *testing.T, _ bool, executor func(string) remotecommand.Executor) {
 		for _, tc := range []struct {
 			name string
 			err  error
@@ -188,7 +194,7 @@ func (s *sizes) Next() *remotecommand.TerminalSize {
 }
 
 func TestTerminalAndResize(t *testing.T) {
-	both(t, func(t *testing.T, _ bool, executor func(string) remotecommand.Executor) {
+	eachTransport(t, func(t *testing.T, _ bool, executor func(string) remotecommand.Executor) {
 		s := startServer(t, fake{exec: func(_ context.Context, cmd []string, _ io.Reader, out, stderr io.Writer, tty bool, resize <-chan server.TerminalSize) error {
 			size := <-resize
 			fmt.Fprintf(out, "%s %v %dx%d", cmd[1], tty, size.Width, size.Height)
@@ -214,11 +220,28 @@ func TestTerminalAndResize(t *testing.T) {
 	})
 }
 
+// Streams that were not asked for are none.
+func TestStreamsAskedFor(t *testing.T) {
+	eachTransport(t, func(t *testing.T, _ bool, executor func(string) remotecommand.Executor) {
+		s := startServer(t, fake{exec: func(_ context.Context, _ []string, in io.Reader, out, stderr io.Writer, _ bool, _ <-chan server.TerminalSize) error {
+			if in != nil || stderr != nil || out == nil {
+				return fmt.Errorf("stdin %v, stdout %v, stderr %v", in, out, stderr)
+			}
+			return nil
+		}})
+		err := executor(execURL(t, s, &runtime.ExecRequest{Stdout: true})).
+			StreamWithContext(t.Context(), remotecommand.StreamOptions{Stdout: io.Discard})
+		if err != nil {
+			t.Error(err)
+		}
+	})
+}
+
 // much is more than any buffer on the way.
 const much = 8 << 20
 
 func TestMuchOutput(t *testing.T) {
-	both(t, func(t *testing.T, _ bool, executor func(string) remotecommand.Executor) {
+	eachTransport(t, func(t *testing.T, _ bool, executor func(string) remotecommand.Executor) {
 		s := startServer(t, fake{exec: func(_ context.Context, _ []string, _ io.Reader, out, _ io.Writer, _ bool, _ <-chan server.TerminalSize) error {
 			_, err := io.CopyN(out, zeros{}, much)
 			return err
@@ -242,7 +265,7 @@ func (c *counter) Write(p []byte) (int, error) { *c += counter(len(p)); return l
 
 // The client goes away in the middle of a command that says nothing.
 func TestClientGone(t *testing.T) {
-	both(t, func(t *testing.T, _ bool, executor func(string) remotecommand.Executor) {
+	eachTransport(t, func(t *testing.T, _ bool, executor func(string) remotecommand.Executor) {
 		began, ended := make(chan struct{}), make(chan error, 1)
 		s := startServer(t, fake{exec: func(ctx context.Context, _ []string, _ io.Reader, out, _ io.Writer, _ bool, _ <-chan server.TerminalSize) error {
 			close(began)
@@ -269,7 +292,7 @@ func TestClientGone(t *testing.T) {
 }
 
 func TestCloseEndsSessions(t *testing.T) {
-	both(t, func(t *testing.T, _ bool, executor func(string) remotecommand.Executor) {
+	eachTransport(t, func(t *testing.T, _ bool, executor func(string) remotecommand.Executor) {
 		began := make(chan struct{})
 		s := startServer(t, fake{exec: func(ctx context.Context, _ []string, in io.Reader, _, _ io.Writer, _ bool, _ <-chan server.TerminalSize) error {
 			close(began)
