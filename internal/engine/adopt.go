@@ -44,7 +44,8 @@ const shimEnd = 5 * time.Second
 
 // sweepShims removes what containerd's own recovery of shims passes over.
 func (o *Options) sweepShims(ctx context.Context) error {
-	if err := o.endHelpers(ctx); err != nil {
+	shims, err := o.findShims(ctx)
+	if err != nil {
 		return err
 	}
 	live := map[string]bool{}
@@ -53,7 +54,7 @@ func (o *Options) sweepShims(ctx context.Context) error {
 			return err
 		}
 	}
-	if err := o.killOrphans(ctx, live); err != nil {
+	if err := o.killOrphans(ctx, shims, live); err != nil {
 		return err
 	}
 	return o.sweepSockets(live)
@@ -66,8 +67,33 @@ func (o *Options) isOurs(cmdline []string) bool {
 		slices.Contains(cmdline, "-id") && slices.Contains(cmdline, "-namespace")
 }
 
-// endHelpers ends the short calls of shim binaries that a killed daemon left
-// running: "start" is killed, "delete" may end.
+// findShims lists the shims of this engine, once the short calls of shim
+// binaries that a killed daemon left running have ended: "start" is killed,
+// "delete" may end. Looking through all processes takes milliseconds, so it is
+// done again only where there were such calls.
+func (o *Options) findShims(ctx context.Context) ([]host.Process, error) {
+	for pass := 0; ; pass++ {
+		var actions []string
+		shims, err := host.FindProcesses(func(cmdline []string) bool {
+			ours := o.isOurs(cmdline)
+			if ours {
+				actions = append(actions, cmdline[len(cmdline)-1])
+			}
+			return ours
+		})
+		if err != nil {
+			return nil, err
+		}
+		if pass == 2 || !slices.Contains(actions, "start") && !slices.Contains(actions, "delete") {
+			return shims, nil
+		}
+		if err := o.endHelpers(ctx); err != nil {
+			return nil, err
+		}
+	}
+}
+
+// endHelpers ends the calls that findShims speaks of.
 func (o *Options) endHelpers(ctx context.Context) error {
 	for _, action := range []string{"start", "delete"} {
 		found, err := host.FindProcesses(func(cmdline []string) bool {
@@ -186,11 +212,7 @@ func bundleSocket(bundle string) string {
 
 // killOrphans kills the shims of this engine that listen only on sockets that
 // no bundle names, and the processes below them.
-func (o *Options) killOrphans(ctx context.Context, live map[string]bool) error {
-	shims, err := host.FindProcesses(o.isOurs)
-	if err != nil || len(shims) == 0 {
-		return err
-	}
+func (o *Options) killOrphans(ctx context.Context, shims []host.Process, live map[string]bool) error {
 	for _, shim := range shims {
 		sockets, err := listeningOn(shim.PID)
 		if err != nil {

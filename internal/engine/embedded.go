@@ -25,6 +25,7 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/containerd/plugin"
 	"github.com/containerd/plugin/registry"
+	"google.golang.org/grpc"
 )
 
 // Options configure an embedded engine. All but ShimDirs are required.
@@ -134,7 +135,8 @@ func (p *parts) fill(ic *plugin.InitContext) error {
 	// The address is for what has no in-memory form: sandbox controllers,
 	// health, version. It is not dialled before it is used.
 	p.client, err = containerd.New(ic.Properties[plugins.PropertyGRPCAddress],
-		containerd.WithInMemoryServices(ic), containerd.WithDefaultNamespace(Namespace))
+		containerd.WithInMemoryServices(ic), containerd.WithDefaultNamespace(Namespace),
+		containerd.WithExtraDialOpts([]grpc.DialOption{grpc.WithContextDialer(dialUnix)}))
 	return err
 }
 

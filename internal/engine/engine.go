@@ -42,6 +42,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"net"
 	"strings"
 	"sync"
 	"time"
@@ -50,6 +51,7 @@ import (
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/containerd/containerd/v2/version"
 	"github.com/containerd/errdefs"
+	"google.golang.org/grpc"
 )
 
 // Namespace is the containerd namespace that everything of berth is in, the
@@ -75,7 +77,9 @@ type Engine struct {
 // waits a few seconds for it to answer.
 func Connect(ctx context.Context, address string, log *slog.Logger) (*Engine, error) {
 	address = strings.TrimPrefix(address, "unix://")
-	client, err := containerd.New(address, containerd.WithDefaultNamespace(Namespace), containerd.WithTimeout(dialTimeout))
+	client, err := containerd.New(address, containerd.WithDefaultNamespace(Namespace), containerd.WithTimeout(dialTimeout),
+		// containerd's own dialer goes on trying after the client was closed.
+		containerd.WithExtraDialOpts([]grpc.DialOption{grpc.WithContextDialer(dialUnix)}))
 	if err != nil {
 		return nil, fmt.Errorf("containerd at %s: %w", address, err)
 	}
@@ -95,6 +99,11 @@ func Connect(ctx context.Context, address string, log *slog.Logger) (*Engine, er
 	}
 	e.repairExternal(ctx)
 	return e, nil
+}
+
+func dialUnix(ctx context.Context, address string) (net.Conn, error) {
+	var d net.Dialer
+	return d.DialContext(ctx, "unix", strings.TrimPrefix(address, "unix://"))
 }
 
 // Client is containerd's client. Calls to an embedded engine do not leave the
