@@ -1,7 +1,6 @@
 package network
 
 import (
-	"context"
 	"encoding/json"
 	"fmt"
 	"log/slog"
@@ -15,7 +14,6 @@ import (
 	"strings"
 	"syscall"
 	"testing"
-	"time"
 
 	"berth/internal/host"
 
@@ -124,7 +122,6 @@ type env struct {
 	t              *testing.T
 	dir, conf, bin string // conf: ConfDir; bin: for plugins of the test's own
 	opts           Options
-	log            *logSink
 	pods           int
 }
 
@@ -133,13 +130,13 @@ type env struct {
 func newEnv(t *testing.T, files map[string]string, change ...func(*Options)) *env {
 	t.Helper()
 	dir := t.TempDir()
-	e := &env{t: t, dir: dir, conf: filepath.Join(dir, "net.d"), bin: filepath.Join(dir, "bin"), log: newLogSink(t)}
+	e := &env{t: t, dir: dir, conf: filepath.Join(dir, "net.d"), bin: filepath.Join(dir, "bin")}
 	e.opts = Options{
 		ConfDir:  e.conf,
 		BinDirs:  []string{e.bin, plugins},
 		CacheDir: filepath.Join(dir, "cni"),
 		Default:  len(files) == 0, DefaultBridge: "bt0", DefaultSubnet: "10.88.16.0/24", DefaultSubnet6: "fd00:88:16::/64",
-		Log: slog.New(e.log),
+		Log: slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelDebug})),
 	}
 	for _, c := range change {
 		c(&e.opts)
@@ -283,40 +280,6 @@ func removeBridges(t testing.TB) {
 			if err := netlink.LinkDel(l); err != nil {
 				t.Error(err)
 			}
-		}
-	}
-}
-
-// logSink keeps log lines and tells of each.
-type logSink struct {
-	slog.Handler
-	lines chan string
-}
-
-func newLogSink(t testing.TB) *logSink {
-	return &logSink{slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelDebug}), make(chan string, 1000)}
-}
-
-func (s *logSink) Handle(ctx context.Context, r slog.Record) error {
-	select {
-	case s.lines <- r.Message:
-	default:
-	}
-	return s.Handler.Handle(ctx, r)
-}
-
-// await waits until the log says message.
-func (s *logSink) await(t testing.TB, message string) {
-	t.Helper()
-	deadline := time.After(10 * time.Second)
-	for {
-		select {
-		case line := <-s.lines:
-			if strings.HasPrefix(line, message) {
-				return
-			}
-		case <-deadline:
-			t.Fatalf("the log never said %q", message)
 		}
 	}
 }

@@ -10,7 +10,6 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/containernetworking/cni/pkg/types"
 	types100 "github.com/containernetworking/cni/pkg/types/100"
 	"github.com/google/go-cmp/cmp"
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -113,7 +112,7 @@ func TestResultAddresses(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			got, err := newResult("n", r.(types.Result))
+			got, err := newResult("n", r)
 			if (err == nil) != (tc.want != nil) {
 				t.Fatal(err)
 			}
