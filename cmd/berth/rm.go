@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"time"
 
 	"github.com/spf13/cobra"
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -47,7 +46,7 @@ logs of a pod that berth run made are removed with it.`,
 			})
 		},
 	}
-	cmd.Flags().BoolVarP(&force, "force", "f", false, "stop what runs first")
+	cmd.Flags().BoolVarP(&force, "force", "f", false, "kill what runs first, without a grace period")
 	cmd.Flags().BoolVar(&all, "all", false, "every pod")
 	return cmd
 }
@@ -57,7 +56,7 @@ func removePod(ctx context.Context, cl *client.Client, pod *runtime.PodSandbox, 
 		if !force {
 			return fmt.Errorf("pod %s has not been stopped: `berth stop` it first, or use --force", client.PodName(pod.Metadata))
 		}
-		if err := podrun.Stop(ctx, cl, pod, nil); err != nil {
+		if err := podrun.Stop(ctx, cl, pod, new(noGrace)); err != nil {
 			return err
 		}
 	}
@@ -69,8 +68,7 @@ func removeContainer(ctx context.Context, cl *client.Client, set *client.Set, ct
 		if !force {
 			return fmt.Errorf("container %s runs: `berth stop` it first, or use --force", set.ContainerName(ctr))
 		}
-		grace := int64(podrun.Grace(ctr, nil) / time.Second)
-		if _, err := cl.Runtime.StopContainer(ctx, &runtime.StopContainerRequest{ContainerId: ctr.Id, Timeout: grace}); err != nil {
+		if _, err := cl.Runtime.StopContainer(ctx, &runtime.StopContainerRequest{ContainerId: ctr.Id}); err != nil {
 			return err
 		}
 	}

@@ -61,7 +61,7 @@ func endPod(ctx context.Context, cl *client.Client, pod *runtime.PodSandbox, log
 	err := podrun.Stop(impatient, cl, pod, nil)
 	ctx = context.WithoutCancel(ctx)
 	if impatient.Err() != nil {
-		err = podrun.Stop(ctx, cl, pod, new(time.Duration(0)))
+		err = podrun.Stop(ctx, cl, pod, new(noGrace))
 	}
 	if err != nil {
 		return errors.Join(err, logs.end())

@@ -48,6 +48,9 @@ image's signal), and SIGKILL to what is left after the grace period.`,
 	return cmd
 }
 
+// noGrace kills at once.
+const noGrace = time.Duration(0)
+
 // An object is a pod or a container.
 type object struct {
 	pod       *runtime.PodSandbox

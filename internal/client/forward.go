@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"net/url"
 	"strconv"
+	"strings"
 	"sync"
 
 	corev1 "k8s.io/api/core/v1"
@@ -156,7 +157,7 @@ func (f *Forwarder) carry(ctx context.Context, conn net.Conn, port uint16) (err 
 	go func() { // ends with the stream, which carry resets
 		text, err := io.ReadAll(failure)
 		if len(text) > 0 {
-			err = errors.New(string(text))
+			err = errors.New(forwardFailure(string(text)))
 		}
 		refused <- err
 	}()
@@ -166,6 +167,15 @@ func (f *Forwarder) carry(ctx context.Context, conn net.Conn, port uint16) (err 
 		return err
 	}
 	return <-refused
+}
+
+// forwardFailure is the server's reason on one line, without the preface that
+// names the pod by its ID ("error forwarding port 80 to pod ID, uid : reason").
+func forwardFailure(text string) string {
+	if preface, reason, found := strings.Cut(text, ", uid : "); found && strings.HasPrefix(preface, "error forwarding port") {
+		text = reason
+	}
+	return strings.ReplaceAll(strings.TrimSpace(text), "\n", "; ")
 }
 
 // both copies in both directions until the pod's side has ended.

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net/url"
+	"strings"
 
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/remotecommand"
@@ -107,5 +108,26 @@ func streamError(err error) error {
 	if errors.As(err, &exit) {
 		return ExitCode(exit.Code)
 	}
+	if err == nil {
+		return nil
+	}
+	// What every failure of the server begins with says nothing.
+	for _, noise := range []string{"Internal error occurred: ", "error executing command in container: ", "error attaching to container: "} {
+		if text, found := strings.CutPrefix(err.Error(), noise); found {
+			err = &serverError{text, err}
+		}
+	}
 	return err
 }
+
+// A serverError is an error in fewer words.
+type serverError struct {
+	text string
+	err  error
+}
+
+// Error implements error.
+func (e *serverError) Error() string { return e.text }
+
+// Unwrap gives the whole error.
+func (e *serverError) Unwrap() error { return e.err }

@@ -10,6 +10,9 @@ import (
 	"context"
 	"fmt"
 	"net"
+	"net/http"
+	"net/http/httptest"
+	"net/url"
 	"os"
 	"path/filepath"
 	"slices"
@@ -92,35 +95,15 @@ func Start(t testing.TB, s *Server) *Server {
 
 func (s *Server) serveStreams(t testing.TB) {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
+	server := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { s.streams.ServeHTTP(w, r) }))
 	config := streaming.DefaultConfig
-	config.Addr = l.Addr().String()
-	if err := l.Close(); err != nil {
-		t.Fatal(err)
-	}
+	config.BaseURL = &url.URL{Scheme: "http", Host: server.Listener.Addr().String()}
+	var err error
 	if s.streams, err = streaming.NewServer(config, s.Streams); err != nil {
 		t.Fatal(err)
 	}
-	var wg sync.WaitGroup
-	wg.Go(func() { _ = s.streams.Start(true) })
-	t.Cleanup(func() {
-		_ = s.streams.Stop()
-		wg.Wait()
-	})
-	// It has no word for being ready.
-	for deadline := time.Now().Add(10 * time.Second); ; {
-		conn, err := net.Dial("tcp", config.Addr)
-		if err == nil {
-			conn.Close()
-			return
-		}
-		if time.Now().After(deadline) {
-			t.Fatal(err)
-		}
-	}
+	server.Start()
+	t.Cleanup(server.Close)
 }
 
 // Address is the server's socket.
