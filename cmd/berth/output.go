@@ -126,10 +126,20 @@ func age(t int64, now time.Time) string {
 }
 
 // size is a number of bytes for people.
-func size[T int64 | uint64](n T) string { return fmt.Sprintf("%.1f", decor.SizeB1000(n)) }
+func size[T int64 | uint64](n T) string {
+	if n < 1000 {
+		return fmt.Sprintf("%dB", n)
+	}
+	return fmt.Sprintf("%.1f", decor.SizeB1000(n))
+}
 
 // binarySize is the same in units of 1024, as memory limits are written.
-func binarySize[T int64 | uint64](n T) string { return fmt.Sprintf("%.1f", decor.SizeB1024(n)) }
+func binarySize[T int64 | uint64](n T) string {
+	if n < 1024 {
+		return fmt.Sprintf("%dB", n)
+	}
+	return fmt.Sprintf("%.1f", decor.SizeB1024(n))
+}
 
 func orDash(s string) string {
 	if s == "" {
