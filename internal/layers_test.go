@@ -24,7 +24,7 @@ import (
 var layers = [][]string{
 	{"cmd"},
 	{"internal/daemon"},
-	{"internal/podrun"},
+	{"internal/podrun", "internal/doctor"},
 	{"internal/client", "internal/manifest"},
 	{"internal/config"},
 	{"internal/cri", "internal/stream"},
