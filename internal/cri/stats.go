@@ -116,7 +116,7 @@ func (s *Server) boxStats(ctx context.Context, box *record.Sandbox) (*runtime.Po
 	var err error
 	if box.State == record.SandboxReady {
 		// The pod's cgroup is the parent of those of its containers.
-		if used, err = s.Stats.Container(box.ID, path.Dir(s.Cgroups.Path(box.CgroupParent, box.ID))); err != nil && !errdefs.IsNotFound(err) {
+		if used, err = s.Stats.Pod(box.ID, path.Dir(s.Cgroups.Path(box.CgroupParent, box.ID))); err != nil && !errdefs.IsNotFound(err) {
 			return nil, err
 		}
 		if !spec.HostNetwork(box.Config) {

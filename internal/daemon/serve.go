@@ -20,6 +20,8 @@ import (
 const (
 	// stopGrace is how long calls under way may take when the daemon stops.
 	stopGrace = 5 * time.Second
+	// collectTimeout bounds the collection of addresses at the start.
+	collectTimeout = 10 * time.Second
 	// appArmorDefault is the profile of containers that ask for the default.
 	appArmorDefault = "berth-default"
 )
@@ -39,7 +41,18 @@ func (p *parts) reconcile(ctx context.Context) error {
 		r.Wait()
 		return nil
 	})
+	p.collectNetwork(ctx)
 	return nil
+}
+
+// collectNetwork gives back addresses that no pod has. It must not run beside
+// the start of a pod, so it comes before calls are served, and is cut short.
+func (p *parts) collectNetwork(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, collectTimeout)
+	defer cancel()
+	if err := p.network.GC(ctx, p.sandboxes.Attached()); err != nil {
+		p.Log.Warn("addresses that no pod has are not all given back; it is tried again at the next start", "err", err)
+	}
 }
 
 // loadAppArmor loads the default profile where the kernel has AppArmor.

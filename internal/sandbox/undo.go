@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"berth/internal/host"
+	"berth/internal/network"
 	"berth/internal/record"
 	"berth/internal/steps"
 	"berth/internal/supervisor"
@@ -32,10 +33,16 @@ func (s *Service) undoOf(id string) map[string]func(context.Context) error {
 		"init": func(ctx context.Context) error {
 			return supervisor.StopPodInit(ctx, s.Paths.Namespace(id, "pid"))
 		},
-		"network": func(ctx context.Context) error {
-			return s.Network.Del(ctx, s.pod(s.recordOr(id)))
-		},
+		"network": func(ctx context.Context) error { return s.detach(ctx, s.recordOr(id)) },
 	}
+}
+
+// detach gives back the pod's address; a pod on the node's network has none.
+func (s *Service) detach(ctx context.Context, box *record.Sandbox) error {
+	if box.Config != nil && hostNetwork(box) {
+		return nil
+	}
+	return s.Network.Del(ctx, s.pod(box))
 }
 
 // recordOr returns the record, or for a sandbox without one its bare ID.
@@ -106,6 +113,18 @@ func (s *Service) removeEmptyParent(cgroup string) error {
 		s.Log.Debug("cgroup of all pods kept", "cgroup", s.CgroupParent, "err", err)
 	}
 	return nil
+}
+
+// Attached lists the pods that may have an address, for the collection of
+// those that no pod has.
+func (s *Service) Attached() []network.Pod {
+	var pods []network.Pod
+	for _, box := range s.Store.Sandboxes.List() {
+		if !hostNetwork(box) && box.State != record.SandboxStopped {
+			pods = append(pods, s.pod(box))
+		}
+	}
+	return pods
 }
 
 // Strays lists the sandboxes whose directories are on the machine and that no
