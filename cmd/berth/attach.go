@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -44,22 +45,38 @@ it running.`,
 						return err
 					}
 				}
-				var wrap func(io.Reader) io.Reader
-				if tty {
-					wrap = func(r io.Reader) io.Reader { return &detachReader{r: r} }
-				}
-				err = c.stream(cmd, cl, client.StreamRequest{ContainerID: ctr.Id, TTY: tty, Transport: flags.transport}, flags.stdin, wrap)
-				if errors.Is(err, errDetached) {
-					fmt.Fprintln(cmd.ErrOrStderr(), "\r\ndetached; the container runs on")
-					return nil
-				}
-				return err
+				req := client.StreamRequest{ContainerID: ctr.Id, TTY: tty, Transport: flags.transport}
+				return c.attach(cmd, cl, req, flags.stdin)
 			})
 		},
 	}
 	flags.add(cmd)
 	cmd.Flags().BoolVarP(&flags.tty, "tty", "t", false, "treat the container as one with a terminal (default: as it was made)")
 	return cmd
+}
+
+// attach connects until the container ends, or the user detaches.
+func (c *cli) attach(cmd *cobra.Command, cl *client.Client, req client.StreamRequest, stdin bool) error {
+	ctx, cancel := context.WithCancelCause(cmd.Context())
+	defer cancel(nil)
+	ended := make(chan struct{})
+	defer close(ended)
+	if stdin {
+		req.Stdin = c.in
+	}
+	if stdin && req.TTY {
+		req.Stdin = &detachReader{r: c.in, detach: func() {
+			cancel(errDetached)
+			// The end of stdin would reach the container.
+			<-ended
+		}}
+	}
+	err := c.stream(ctx, cmd, cl, req)
+	if errors.Is(context.Cause(ctx), errDetached) {
+		fmt.Fprintln(cmd.ErrOrStderr(), "\r\ndetached; the container runs on")
+		return nil
+	}
+	return err
 }
 
 // hasTTY asks whether the container was created with a terminal. Servers tell
@@ -72,11 +89,13 @@ func hasTTY(cmd *cobra.Command, cl *client.Client, id string) (bool, error) {
 	return ttyIn(resp.GetInfo()), nil
 }
 
-// A detachReader ends at Ctrl-P Ctrl-Q. It holds back a Ctrl-P until the next
-// key has come.
+// A detachReader ends at Ctrl-P Ctrl-Q and says so. It holds back a Ctrl-P until
+// the next key has come.
 type detachReader struct {
-	r    io.Reader
-	held bool
+	r      io.Reader
+	detach func()
+
+	held, detached bool
 }
 
 // Read implements io.Reader.
@@ -84,14 +103,18 @@ func (d *detachReader) Read(b []byte) (int, error) {
 	if len(b) < 2 {
 		return 0, io.ErrShortBuffer
 	}
+	if d.detached {
+		d.detach()
+		return 0, errDetached
+	}
 	for {
 		n, err := d.r.Read(b[1:])
+		if n == 0 && d.held && err != nil {
+			d.held = false
+			b[0] = detachFirst
+			return 1, err
+		}
 		if n == 0 {
-			if d.held && err != nil {
-				d.held = false
-				b[0] = detachFirst
-				return 1, err
-			}
 			return 0, err
 		}
 		keys := b[1 : 1+n]
@@ -100,7 +123,12 @@ func (d *detachReader) Read(b []byte) (int, error) {
 			keys = b[:1+n]
 		}
 		if i := bytes.Index(keys, []byte{detachFirst, detachSecond}); i >= 0 {
-			return copy(b, keys[:i]), errDetached
+			d.detached = true
+			if i == 0 {
+				d.detach()
+				return 0, errDetached
+			}
+			return copy(b, keys[:i]), nil // what was typed before goes first
 		}
 		if d.held = keys[len(keys)-1] == detachFirst; d.held {
 			keys = keys[:len(keys)-1]

@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"errors"
-	"io"
 	"syscall"
 
 	"github.com/spf13/cobra"
@@ -49,9 +48,11 @@ message where it could not be run.`,
 				if err != nil {
 					return err
 				}
-				return c.stream(cmd, cl, client.StreamRequest{
-					ContainerID: ctr.Id, Command: command, TTY: flags.tty, Transport: flags.transport,
-				}, flags.stdin, nil)
+				req := client.StreamRequest{ContainerID: ctr.Id, Command: command, TTY: flags.tty, Transport: flags.transport}
+				if flags.stdin {
+					req.Stdin = c.in
+				}
+				return c.stream(cmd.Context(), cmd, cl, req)
 			})
 		},
 	}
@@ -75,26 +76,19 @@ func findContainer(ctx context.Context, cl *client.Client, ref, name string, run
 	return set.FindContainer(ref, running)
 }
 
-// stream runs an exec or an attach with this program's streams. stdin, where
-// set, stands for the program's own.
-func (c *cli) stream(cmd *cobra.Command, cl *client.Client, req client.StreamRequest, stdin bool, wrap func(io.Reader) io.Reader) error {
+// stream runs an exec or an attach with this program's outputs and terminal.
+func (c *cli) stream(ctx context.Context, cmd *cobra.Command, cl *client.Client, req client.StreamRequest) error {
 	req.Stdout, req.Stderr = cmd.OutOrStdout(), cmd.ErrOrStderr()
-	if stdin {
-		req.Stdin = c.in
-		if wrap != nil {
-			req.Stdin = wrap(c.in)
-		}
-	}
 	if req.TTY {
 		// What the terminal reads and shows is the container's from here on.
-		t, err := openTerminal(c.in, req.Stdout, stdin)
+		t, err := openTerminal(c.in, req.Stdout, req.Stdin != nil)
 		if err != nil {
 			return err
 		}
 		defer t.close()
 		req.Resize = t
 	}
-	err := cl.Stream(cmd.Context(), req)
+	err := cl.Stream(ctx, req)
 	var code client.ExitCode
 	switch {
 	case errors.As(err, &code):

@@ -283,9 +283,10 @@ func TestDetachKeys(t *testing.T) {
 		for _, s := range test.typed {
 			readers = append(readers, strings.NewReader(s))
 		}
-		got, err := io.ReadAll(&detachReader{r: io.MultiReader(readers...)})
-		if string(got) != test.want || (err == errDetached) != test.detached {
-			t.Errorf("%q: %q, %v", test.typed, got, err)
+		told := 0
+		got, err := io.ReadAll(&detachReader{r: io.MultiReader(readers...), detach: func() { told++ }})
+		if string(got) != test.want || (err == errDetached) != test.detached || (told == 1) != test.detached {
+			t.Errorf("%q: %q, %v, told %d times", test.typed, got, err, told)
 		}
 	}
 }

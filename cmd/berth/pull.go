@@ -48,7 +48,7 @@ func newPullCommand(c *cli) *cobra.Command {
 				for _, image := range args {
 					id, err := pullImage(cmd.Context(), cl, pullRequest{image, username, password}, progress)
 					if err != nil {
-						return fmt.Errorf("pull %s: %w", image, err)
+						return err // the server names the image
 					}
 					fmt.Fprintln(cmd.OutOrStdout(), id)
 				}
