@@ -61,7 +61,9 @@ type Options struct {
 	Log *slog.Logger
 }
 
-// Config names the FIFOs as containerd wants them. It converts to cio.Config.
+// Config names the FIFOs as containerd wants them. It converts to cio.Config:
+// the task's cio.Creator returns cio.Load(cio.NewFIFOSet(cio.Config(c), nil)),
+// which opens and removes nothing.
 type Config struct {
 	Terminal bool
 	Stdin    string
@@ -82,6 +84,7 @@ type IO struct {
 	keepers  []*os.File // write ends of our own, until Running
 	inputEnd bool       // StdinOnce: the first client's input has ended
 	running  int        // pumps that have not ended
+	cut      bool       // one of them ended before the end of output
 	err      error
 
 	closed atomic.Bool // set under mu
@@ -228,12 +231,13 @@ func (l *IO) Lost() int64 { return l.file.lost.Load() }
 func (l *IO) ended(complete bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	l.cut = l.cut || !complete
 	if l.running--; l.running > 0 {
 		return
 	}
 	l.err = errors.Join(l.err, l.file.close())
 	var reason error
-	if !complete {
+	if l.cut {
 		reason = fmt.Errorf("attach to container %s: its stdio was closed: %w", l.opts.ID, errdefs.ErrUnavailable)
 	}
 	l.clients.end(reason)

@@ -15,6 +15,7 @@ import (
 
 	"github.com/containerd/containerd/v2/pkg/cio"
 	"github.com/containerd/errdefs"
+	"github.com/containerd/fifo"
 	"github.com/google/go-cmp/cmp"
 	"go.uber.org/goleak"
 	"golang.org/x/sys/unix"
@@ -59,22 +60,22 @@ func open(t testing.TB, o Options) *IO {
 // A shim has the ends open that containerd's runc shim has.
 type shim struct {
 	t     testing.TB
-	files []*os.File
-	w     map[string]*os.File
+	files []io.Closer
+	w     map[string]io.Writer
 }
 
 func startShim(t testing.TB, c Config) *shim {
 	t.Helper()
-	s := &shim{t: t, w: map[string]*os.File{}}
+	s := &shim{t: t, w: map[string]io.Writer{}}
 	for name, path := range map[string]string{stdout: c.Stdout, stderr: c.Stderr} {
 		if path == "" {
 			continue
 		}
-		w, err := os.OpenFile(path, os.O_WRONLY, 0)
+		w, err := fifo.OpenFifo(context.Background(), path, unix.O_WRONLY, 0)
 		if err != nil {
 			t.Fatal(err)
 		}
-		r, err := os.OpenFile(path, os.O_RDONLY, 0)
+		r, err := fifo.OpenFifo(context.Background(), path, unix.O_RDONLY, 0)
 		if err != nil {
 			t.Fatal(err)
 		}
