@@ -38,11 +38,10 @@ ours() {
 	local dir file
 	awk -v at=" $state" -v or=" $base" 'index($0, at) || index($0, or) {print "mount: " $5}' /proc/self/mountinfo
 	ip -o link show | awk -F': ' -v bridge="$bridge" 'index($0, bridge) {print "link: " $2}'
-	for dir in /proc/[0-9]*; do
-		[[ ${dir#/proc/} == "$$" || ${dir#/proc/} == "$BASHPID" ]] && continue
-		file=$({ tr '\0' ' ' <"$dir/cmdline"; } 2>/dev/null) || continue
-		[[ $file == *"$state"* || $file == *"$base"* ]] && echo "process: ${dir#/proc/} $file"
-	done
+	# grep finds itself too, and is gone when its line is looked at.
+	grep -lsaF -e "$state" -e "$base" /proc/[0-9]*/cmdline | while read -r file; do
+		[[ ! -e $file ]] || echo "process: $(basename "${file%/cmdline}") $({ tr '\0' ' ' <"$file"; } 2>/dev/null)"
+	done || true
 	find /sys/fs/cgroup -depth -type d -name "$name*" -printf 'cgroup: %p\n' 2>/dev/null || true
 	{ nft list ruleset; iptables-save; } 2>/dev/null | grep -F -e "$bridge" -e "${subnet%0/24}" | sed 's/^[[:space:]]*/firewall: /' || true
 	for dir in "$base" "$state"; do
@@ -61,8 +60,8 @@ clean() {
 	local status=$? pid dir
 	trap - EXIT INT TERM
 	if ((status != 0)); then
-		echo "demo: failed; the daemon's last lines:" >&2
-		tail -n 30 "$base/daemon.log" >&2 || true
+		echo "demo: failed" >&2
+		[[ ! -e $base/daemon.log ]] || { echo "the daemon's last lines:" && tail -n 30 "$base/daemon.log"; } >&2
 	fi
 	if [[ -n $daemon ]] && kill -0 "$daemon" 2>/dev/null; then
 		"$berth" rm --force web >/dev/null 2>&1 || true
@@ -129,7 +128,8 @@ say "A pod: a web server, and a sidecar that writes a page of it"
 show run examples/web.yaml
 show pods
 show ps
-show inspect web
+printf '\n$ berth inspect web -o yaml | sed -n "/^status:/,\$p"\n'
+"$berth" inspect web -o yaml | sed -n '/^status:/,$p'
 
 say "Its page, over the pod's address"
 address=$("$berth" inspect web -o json | sed -n 's/.*"ip": *"\([0-9.]*\)".*/\1/p' | head -n 1)
@@ -165,6 +165,8 @@ leftovers=$(grep -E "^(mount: $state/sandboxes|mount: .*/rootfs|process: .*conta
 kill "$daemon"
 wait "$daemon" || { echo "demo: the daemon did not end well" >&2; exit 1; }
 daemon=
+no_process() { [[ -z $(processes_of) ]]; }
+until_ok 10 no_process || { printf 'demo: still there 10 s after the daemon:\n%s\n' "$(ours)" >&2; exit 1; }
 
 # The bridge and the parent cgroup are the daemon's, kept for its next pod.
 ip link del "$bridge" 2>/dev/null || true
