@@ -65,7 +65,7 @@ func (s *Service) ask(ctx context.Context, c *record.Container, l *live, grace t
 	if err != nil {
 		return fmt.Errorf("stop signal %q of container %s: %w: %w", c.StopSignal, c.ID, err, errdefs.ErrInvalidArgument)
 	}
-	if err := ignoreGone(l.task.Kill(ctx, sig)); err != nil {
+	if err := l.unlessEnded(l.task.Kill(ctx, sig)); err != nil {
 		return err
 	}
 	timer := time.NewTimer(grace)
@@ -80,6 +80,20 @@ func (s *Service) ask(ctx context.Context, c *record.Container, l *live, grace t
 	}
 }
 
+// unlessEnded is err, or nil where it says no more than that the container has
+// ended: its shim goes with it, and with the shim the connection.
+func (l *live) unlessEnded(err error) error {
+	if err == nil || notFound(err) {
+		return nil
+	}
+	select {
+	case <-l.exited:
+		return nil
+	default:
+		return err
+	}
+}
+
 // kill ends the container if it still runs and waits until its end is recorded.
 func (s *Service) kill(ctx context.Context, l *live) error {
 	select {
@@ -87,7 +101,7 @@ func (s *Service) kill(ctx context.Context, l *live) error {
 		return nil
 	default:
 	}
-	if err := ignoreGone(l.task.Kill(ctx, syscall.SIGKILL, containerd.WithKillAll)); err != nil {
+	if err := l.unlessEnded(l.task.Kill(ctx, syscall.SIGKILL, containerd.WithKillAll)); err != nil {
 		return err
 	}
 	timer := time.NewTimer(killTimeout)

@@ -426,6 +426,23 @@ func (c *Client) Pull(ctx context.Context, ref string) (string, error) {
 	return resp.ImageRef, nil
 }
 
+// WarmUp runs a pod and removes it, so that what the first one makes and all
+// others share is there: the bridge, the base chains of port mappings,
+// directories.
+func (c *Client) WarmUp(ctx context.Context, image string) error {
+	config := c.PodConfig("warm-up")
+	config.PortMappings = []*cri.PortMapping{{HostPort: 1, ContainerPort: 1}}
+	p, err := c.RunPod(ctx, config)
+	if err != nil {
+		return err
+	}
+	ctr, err := p.Create(ctx, ContainerConfig(image, []string{"true"}))
+	if err != nil {
+		return errors.Join(err, p.Remove(ctx))
+	}
+	return errors.Join(ctr.Start(ctx), p.Remove(ctx))
+}
+
 // Clear removes every pod, and every image but those whose IDs are kept.
 func (c *Client) Clear(ctx context.Context, keep ...string) error {
 	ctx, cancel := context.WithTimeout(ctx, 2*callTimeout)

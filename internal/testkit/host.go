@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -148,7 +149,7 @@ func links(context.Context) ([]string, error) {
 	}
 	var lines []string
 	for _, l := range all {
-		lines = append(lines, fmt.Sprintf("%s %s master=%q %s", l.Attrs().Name, l.Type(), names[l.Attrs().MasterIndex], l.Attrs().Flags&^(1<<20)))
+		lines = append(lines, fmt.Sprintf("%s %s master=%q %s", l.Attrs().Name, l.Type(), names[l.Attrs().MasterIndex], l.Attrs().Flags&^net.FlagRunning)) // follows a bridge's ports
 	}
 	slices.Sort(lines)
 	return lines, nil
@@ -176,8 +177,8 @@ func routes(context.Context) ([]string, error) {
 	}
 	var lines []string
 	for _, r := range all {
-		if r.Dst != nil && (r.Dst.IP.IsLinkLocalUnicast() || r.Dst.IP.IsMulticast()) {
-			continue // come and go with a bridge's carrier
+		if r.Table == unix.RT_TABLE_LOCAL || r.Dst != nil && (r.Dst.IP.IsLinkLocalUnicast() || r.Dst.IP.IsMulticast()) {
+			continue // follow the addresses, and a bridge's carrier
 		}
 		lines = append(lines, fmt.Sprintf("%v via %v table %d type %d", r.Dst, r.Gw, r.Table, r.Type))
 	}

@@ -118,17 +118,7 @@ func share(external bool) (*shared, error) {
 	if _, err := s.client.Pull(ctx, busybox); err != nil {
 		return s, err
 	}
-	return s, warmUp(ctx, s.client)
-}
-
-// warmUp makes what the first pod makes and all others share: the bridge, the
-// base chains of port mappings.
-func warmUp(ctx context.Context, c *testkit.Client) error {
-	p, err := c.RunPod(ctx, c.PodConfig("warm-up", hostPort(1, 1)))
-	if err != nil {
-		return err
-	}
-	return p.Remove(ctx)
+	return s, s.client.WarmUp(ctx, busybox)
 }
 
 func (s *shared) end() error {

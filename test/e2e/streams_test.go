@@ -166,11 +166,7 @@ func TestExecWithTTYAndResize(t *testing.T) {
 				done <- dial(t, resp.Url).StreamWithContext(streamContext(t), remotecommand.StreamOptions{Stdin: in, Stdout: &out, Tty: true, TerminalSizeQueue: resize})
 			}()
 			resize <- remotecommand.TerminalSize{Width: 91, Height: 37}
-			write := func(line string) {
-				if _, err := io.WriteString(type_, line+"\n"); err != nil {
-					t.Error(err)
-				}
-			}
+			write := func(line string) { feed(t, type_, done, line+"\n") }
 			write("tty; echo term=$TERM")
 			out.wait(t, "/dev/pts/")
 			out.wait(t, "term=xterm")
