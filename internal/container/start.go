@@ -112,7 +112,12 @@ func (s *Service) openStdio(ctx context.Context, c *record.Container, l *live) (
 	if err != nil {
 		return err
 	}
-	return s.Hold.Keep(ctx, c.ID, l.io.Outputs()...)
+	err = s.Hold.Keep(ctx, c.ID, l.io.Outputs()...)
+	if errdefs.IsUnavailable(err) {
+		s.Log.Warn("the last output of a container would be lost if berth ended now", "container", c.ID, "err", err)
+		return nil
+	}
+	return err
 }
 
 func (s *Service) stdioOptions(c *record.Container) logs.Options {

@@ -2,6 +2,7 @@ package container
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"syscall"
 	"time"
@@ -21,6 +22,8 @@ const (
 	defaultGrace = 10 * time.Second
 	// killTimeout bounds the wait for a process that was sent SIGKILL.
 	killTimeout = 30 * time.Second
+	// endsSoon bounds the wait for the end of a container that took no signal.
+	endsSoon = 2 * time.Second
 )
 
 // Stop asks the container to end and, after the grace period, ends it. One
@@ -65,7 +68,7 @@ func (s *Service) ask(ctx context.Context, c *record.Container, l *live, grace t
 	if err != nil {
 		return fmt.Errorf("stop signal %q of container %s: %w: %w", c.StopSignal, c.ID, err, errdefs.ErrInvalidArgument)
 	}
-	if err := l.unlessEnded(l.task.Kill(ctx, sig)); err != nil {
+	if err := l.send(ctx, sig); err != nil {
 		return err
 	}
 	timer := time.NewTimer(grace)
@@ -94,14 +97,33 @@ func (l *live) unlessEnded(err error) error {
 	}
 }
 
-// kill ends the container if it still runs and waits until its end is recorded.
-func (s *Service) kill(ctx context.Context, l *live) error {
+// send sends a signal. A container that ends meanwhile takes none, and the shim
+// that would pass it on may be gone with it; its end is then recorded soon.
+func (l *live) send(ctx context.Context, sig syscall.Signal, opts ...containerd.KillOpts) error {
 	select {
 	case <-l.exited:
 		return nil
 	default:
 	}
-	if err := l.unlessEnded(l.task.Kill(ctx, syscall.SIGKILL, containerd.WithKillAll)); err != nil {
+	err := l.task.Kill(ctx, sig, opts...)
+	if err == nil || notFound(err) {
+		return nil
+	}
+	timer := time.NewTimer(endsSoon)
+	defer timer.Stop()
+	select {
+	case <-l.exited:
+		return nil
+	case <-timer.C:
+		return err
+	case <-ctx.Done():
+		return errors.Join(err, ctx.Err())
+	}
+}
+
+// kill ends the container if it still runs and waits until its end is recorded.
+func (s *Service) kill(ctx context.Context, l *live) error {
+	if err := l.send(ctx, syscall.SIGKILL, containerd.WithKillAll); err != nil {
 		return err
 	}
 	timer := time.NewTimer(killTimeout)
