@@ -37,14 +37,6 @@ import (
 	"berth/internal/steps"
 )
 
-// The operations' names in the journal, and of their failpoints.
-const (
-	OpCreate = "CreateContainer"
-	OpStart  = "StartContainer"
-	OpStop   = "StopContainer"
-	OpRemove = "RemoveContainer"
-)
-
 // labelRoot marks what is ours in containerd, with the daemon's root
 // directory, for several daemons may share one containerd.
 const labelRoot = "berth.dev/root"

@@ -73,7 +73,7 @@ func (s *Service) create(ctx context.Context, box *record.Sandbox, cfg *runtime.
 		return "", err
 	}
 	defer release()
-	if err := s.Steps.Run(ctx, OpCreate, c.rec.ID, s.createSteps(c)...); err != nil {
+	if err := s.Steps.Run(ctx, steps.CreateContainer, c.rec.ID, s.createSteps(c)...); err != nil {
 		return "", fmt.Errorf("container %s of pod %s/%s: %w", cfg.GetMetadata().GetName(), box.Config.GetMetadata().GetNamespace(), box.Config.GetMetadata().GetName(), err)
 	}
 	s.publish(runtime.ContainerEventType_CONTAINER_CREATED_EVENT, c.rec)
@@ -92,7 +92,7 @@ func (s *Service) existing(ctx context.Context, box *record.Sandbox, m *runtime.
 		case record.ContainerCreated:
 			return c.ID, nil
 		case record.ContainerCreating: // its undoing failed; try that again first
-			return "", s.Undo(ctx, OpCreate, c.ID)
+			return "", s.Undo(ctx, steps.CreateContainer, c.ID)
 		}
 		return "", fmt.Errorf("container %s attempt %d of sandbox %s is there as %s and was started; remove it or raise metadata.attempt: %w",
 			m.GetName(), m.GetAttempt(), box.ID, c.ID, errdefs.ErrAlreadyExists)

@@ -40,7 +40,7 @@ func (s *Service) remove(ctx context.Context, id string) error {
 		return ignoreGone(err)
 	}
 	undo := s.undoCreate(id)
-	err = s.Steps.Run(ctx, OpRemove, id,
+	err = s.Steps.Run(ctx, steps.RemoveContainer, id,
 		steps.Step{Name: "kill", Do: func(ctx context.Context) error { return s.end(ctx, id) }},
 		steps.Step{Name: "task", Do: func(ctx context.Context) error { return s.clearLeftovers(ctx, id) }},
 		steps.Step{Name: "container", Do: undo["container"]},

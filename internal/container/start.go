@@ -66,7 +66,7 @@ func (s *Service) start(ctx context.Context, id string) error {
 		return err
 	}
 	l := &live{id: id, exited: make(chan struct{}), gone: make(chan struct{})}
-	err = s.Steps.Run(ctx, OpStart, id, s.startSteps(c, l)...)
+	err = s.Steps.Run(ctx, steps.StartContainer, id, s.startSteps(c, l)...)
 	if refused := new(startError); errors.As(err, &refused) {
 		return errors.Join(err, s.recordRefused(id, refused))
 	}

@@ -59,7 +59,7 @@ func (s *Service) stop(ctx context.Context, id string, grace time.Duration) erro
 		list = append(list, steps.Step{Name: "signal", Do: func(ctx context.Context) error { return s.ask(ctx, c, l, grace) }})
 	}
 	list = append(list, steps.Step{Name: "kill", Do: func(ctx context.Context) error { return s.kill(ctx, l) }})
-	return s.Steps.Run(s.Engine.Context(ctx), OpStop, id, list...)
+	return s.Steps.Run(s.Engine.Context(ctx), steps.StopContainer, id, list...)
 }
 
 // ask sends the stop signal and waits for the end or the grace period's.

@@ -69,7 +69,7 @@ func (s *Service) Undo(ctx context.Context, op, id string) error {
 	defer release()
 	c, err := s.Store.Containers.Get(id)
 	switch {
-	case op == OpCreate && (err != nil || c.State == record.ContainerCreating):
+	case op == steps.CreateContainer && (err != nil || c.State == record.ContainerCreating):
 		undo := s.undoCreate(id)
 		list := []steps.Step{}
 		for _, name := range createOrder {
@@ -78,7 +78,7 @@ func (s *Service) Undo(ctx context.Context, op, id string) error {
 		// A container without a record may have a task, too.
 		list = append(list, s.undoStart(id)...)
 		return s.Steps.Undo(ctx, op, id, list...)
-	case op == OpStart && err == nil && c.State == record.ContainerCreated:
+	case op == steps.StartContainer && err == nil && c.State == record.ContainerCreated:
 		return s.Steps.Undo(ctx, op, id, s.undoStart(id)...)
 	}
 	return s.Steps.Undo(ctx, op, id)

@@ -12,9 +12,8 @@
 package reconcile
 
 import (
-	"berth/internal/container"
 	"berth/internal/record"
-	"berth/internal/sandbox"
+	"berth/internal/steps"
 )
 
 // Facts are what was found.
@@ -59,8 +58,8 @@ type Plan struct {
 
 // opsOf maps an operation to what its object is.
 var opsOf = map[string]Kind{
-	sandbox.OpRun: Sandbox, sandbox.OpStop: Sandbox, sandbox.OpRemove: Sandbox,
-	container.OpCreate: Container, container.OpStart: Container, container.OpStop: Container, container.OpRemove: Container,
+	steps.RunPodSandbox: Sandbox, steps.StopPodSandbox: Sandbox, steps.RemovePodSandbox: Sandbox,
+	steps.CreateContainer: Container, steps.StartContainer: Container, steps.StopContainer: Container, steps.RemoveContainer: Container,
 }
 
 // Make decides. The order within a list does not matter.
@@ -73,8 +72,8 @@ func Make(f Facts) Plan {
 		switch {
 		case box.State == record.SandboxReady:
 			p.Resume = append(p.Resume, Action{Kind: Sandbox, ID: box.ID})
-		case box.State == record.SandboxCreating && !cut[sandbox.OpRun][box.ID]:
-			p.Sandboxes = append(p.Sandboxes, Action{Kind: Sandbox, ID: box.ID, Undo: sandbox.OpRun, Why: "never became ready"})
+		case box.State == record.SandboxCreating && !cut[steps.RunPodSandbox][box.ID]:
+			p.Sandboxes = append(p.Sandboxes, Action{Kind: Sandbox, ID: box.ID, Undo: steps.RunPodSandbox, Why: "never became ready"})
 		}
 	}
 	for _, c := range f.Containers {
@@ -82,21 +81,21 @@ func Make(f Facts) Plan {
 		case !boxes[c.SandboxID]:
 			p.Containers = append(p.Containers, Action{Kind: Container, ID: c.ID, Remove: true, Why: "its sandbox is gone"})
 		case c.State == record.ContainerCreating:
-			if !cut[container.OpCreate][c.ID] {
-				p.Containers = append(p.Containers, Action{Kind: Container, ID: c.ID, Undo: container.OpCreate, Why: "was never created"})
+			if !cut[steps.CreateContainer][c.ID] {
+				p.Containers = append(p.Containers, Action{Kind: Container, ID: c.ID, Undo: steps.CreateContainer, Why: "was never created"})
 			}
-		case c.State == record.ContainerRunning || !cut[container.OpStart][c.ID]:
+		case c.State == record.ContainerRunning || !cut[steps.StartContainer][c.ID]:
 			p.Resume = append(p.Resume, Action{Kind: Container, ID: c.ID})
 		}
 	}
 	for _, id := range f.StraySandboxes {
-		if !cut[sandbox.OpRun][id] {
-			p.Sandboxes = append(p.Sandboxes, Action{Kind: Sandbox, ID: id, Undo: sandbox.OpRun, Why: "no record names it"})
+		if !cut[steps.RunPodSandbox][id] {
+			p.Sandboxes = append(p.Sandboxes, Action{Kind: Sandbox, ID: id, Undo: steps.RunPodSandbox, Why: "no record names it"})
 		}
 	}
 	for _, id := range f.StrayContainers {
-		if !cut[container.OpCreate][id] {
-			p.Containers = append(p.Containers, Action{Kind: Container, ID: id, Undo: container.OpCreate, Why: "no record names it"})
+		if !cut[steps.CreateContainer][id] {
+			p.Containers = append(p.Containers, Action{Kind: Container, ID: id, Undo: steps.CreateContainer, Why: "no record names it"})
 		}
 	}
 	return p

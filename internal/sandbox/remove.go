@@ -38,7 +38,7 @@ func (s *Service) remove(ctx context.Context, id string) error {
 		return err
 	}
 	undo := s.undoOf(id)
-	err = s.Steps.Run(ctx, OpRemove, id,
+	err = s.Steps.Run(ctx, steps.RemovePodSandbox, id,
 		steps.Step{Name: "containers", Do: func(ctx context.Context) error { return s.Containers.RemoveAll(ctx, id) }},
 		steps.Step{Name: "cgroup", Do: undo["cgroup"]},
 		steps.Step{Name: "directories", Do: undo["directories"]},

@@ -47,7 +47,7 @@ func (s *Service) run(ctx context.Context, cfg *runtime.PodSandboxConfig, handle
 		case record.SandboxReady:
 			return box.ID, nil
 		case record.SandboxCreating: // its undoing failed; try that again first
-			if err := s.Undo(ctx, OpRun, box.ID); err != nil {
+			if err := s.Undo(ctx, steps.RunPodSandbox, box.ID); err != nil {
 				return "", err
 			}
 		default:
@@ -69,7 +69,7 @@ func (s *Service) run(ctx context.Context, cfg *runtime.PodSandboxConfig, handle
 		return "", err
 	}
 	defer release()
-	if err := s.Steps.Run(ctx, OpRun, id, s.runSteps(box)...); err != nil {
+	if err := s.Steps.Run(ctx, steps.RunPodSandbox, id, s.runSteps(box)...); err != nil {
 		return "", fmt.Errorf("pod %s/%s: %w", cfg.GetMetadata().GetNamespace(), cfg.GetMetadata().GetName(), err)
 	}
 	s.announce(id)

@@ -38,13 +38,6 @@ import (
 	"berth/internal/supervisor"
 )
 
-// The operations' names in the journal, and of their failpoints.
-const (
-	OpRun    = "RunPodSandbox"
-	OpStop   = "StopPodSandbox"
-	OpRemove = "RemovePodSandbox"
-)
-
 // Containers are the containers of sandboxes; internal/container implements it.
 type Containers interface {
 	// StopAll ends every container of the sandbox, side by side. The sandbox is

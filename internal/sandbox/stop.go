@@ -39,7 +39,7 @@ func (s *Service) stop(ctx context.Context, id string) error {
 		return err
 	}
 	undo := s.undoOf(id)
-	return s.Steps.Run(ctx, OpStop, id,
+	return s.Steps.Run(ctx, steps.StopPodSandbox, id,
 		// From here on the sandbox is not ready, and takes no new container.
 		steps.Step{Name: "record", Do: func(context.Context) error { return s.setState(id, record.SandboxStopping) }},
 		steps.Step{Name: "containers", Do: func(ctx context.Context) error { return s.Containers.StopAll(ctx, id) }},

@@ -69,7 +69,7 @@ func (s *Service) undoSteps(id string) []steps.Step {
 // but for the journal, nor for Stop and Remove, which their retry finishes.
 func (s *Service) Undo(ctx context.Context, op, id string) error {
 	box, err := s.Store.Sandboxes.Get(id)
-	if op != OpRun || err == nil && box.State != record.SandboxCreating {
+	if op != steps.RunPodSandbox || err == nil && box.State != record.SandboxCreating {
 		return s.Steps.Undo(ctx, op, id)
 	}
 	release, err := s.slots.Acquire(ctx, id)
