@@ -491,37 +491,3 @@ var (
 	subnetMu sync.Mutex // guards subnets
 	subnets  int
 )
-
-// nextSubnet needs to be unique in this process only, whose network namespace
-// is its own.
-func nextSubnet() (v4, v6 string) {
-	subnetMu.Lock()
-	defer subnetMu.Unlock()
-	subnets++
-	return fmt.Sprintf("10.88.%d.0/24", subnets%256), fmt.Sprintf("fd88:%x::/64", subnets)
-}
-
-// WriteNetwork writes a conflist of bridge, host-local and portmap, dual
-// stack.
-func (d *Daemon) WriteNetwork() error {
-	return os.WriteFile(d.ConfDir+"/10-test.conflist", []byte(d.Conflist()), 0o600)
-}
-
-// Conflist is what WriteNetwork writes.
-func (d *Daemon) Conflist() string {
-	return fmt.Sprintf(`{
-  "cniVersion": "1.0.0",
-  "name": "%[1]s",
-  "plugins": [
-    {
-      "type": "bridge", "bridge": "%[1]s", "isGateway": true, "ipMasq": true, "hairpinMode": true,
-      "ipam": {
-        "type": "host-local", "dataDir": "%[2]s",
-        "ranges": [[{"subnet": "%[3]s"}], [{"subnet": "%[4]s"}]],
-        "routes": [{"dst": "0.0.0.0/0"}, {"dst": "::/0"}]
-      }
-    },
-    {"type": "portmap", "capabilities": {"portMappings": true}}
-  ]
-}`, d.Bridge, d.IPAM, d.Subnet, d.Subnet6)
-}
