@@ -66,7 +66,7 @@ func setup() (func() error, error) {
 	}
 	busybox, busyboxID = registry.Ref("busybox:1"), testkit.ID(img)
 
-	wanted := "embedded/berth,embedded/runc,external/berth"
+	wanted := "embedded/berth,external/berth"
 	if env := os.Getenv("BERTH_TEST_TARGETS"); env != "" {
 		wanted = env
 	}
