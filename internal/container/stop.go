@@ -83,20 +83,6 @@ func (s *Service) ask(ctx context.Context, c *record.Container, l *live, grace t
 	}
 }
 
-// unlessEnded is err, or nil where it says no more than that the container has
-// ended: its shim goes with it, and with the shim the connection.
-func (l *live) unlessEnded(err error) error {
-	if err == nil || notFound(err) {
-		return nil
-	}
-	select {
-	case <-l.exited:
-		return nil
-	default:
-		return err
-	}
-}
-
 // send sends a signal. A container that ends meanwhile takes none, and the shim
 // that would pass it on may be gone with it; its end is then recorded soon.
 func (l *live) send(ctx context.Context, sig syscall.Signal, opts ...containerd.KillOpts) error {
