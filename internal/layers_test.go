@@ -28,8 +28,8 @@ var layers = [][]string{
 	{"internal/client", "internal/manifest"},
 	{"internal/config"},
 	{"internal/cri", "internal/stream"},
-	{"internal/sandbox", "internal/container", "internal/image"},
-	{"internal/reconcile"},
+	// The reconciler undoes with the lifecycles' own functions.
+	{"internal/sandbox", "internal/container", "internal/image", "internal/reconcile"},
 	{"internal/steps"},
 	{"internal/spec", "internal/network", "internal/logs", "internal/stats", "internal/events", "internal/nri"},
 	{"internal/supervisor"},
