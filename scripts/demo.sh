@@ -38,9 +38,9 @@ ours() {
 	local dir file
 	awk -v at=" $state" -v or=" $base" 'index($0, at) || index($0, or) {print "mount: " $5}' /proc/self/mountinfo
 	ip -o link show | awk -F': ' -v bridge="$bridge" 'index($0, bridge) {print "link: " $2}'
-	# grep finds itself too, and is gone when its line is looked at.
-	grep -lsaF -e "$state" -e "$base" /proc/[0-9]*/cmdline | while read -r file; do
-		[[ ! -e $file ]] || echo "process: $(basename "${file%/cmdline}") $({ tr '\0' ' ' <"$file"; } 2>/dev/null)"
+	# The names come from a file, so that grep's own command line lacks them.
+	grep -lsaF -f <(printf '%s\n' "$state" "$base") /proc/[0-9]*/cmdline | while read -r file; do
+		echo "process: $(basename "${file%/cmdline}") $({ tr '\0' ' ' <"$file"; } 2>/dev/null)"
 	done || true
 	find /sys/fs/cgroup -depth -type d -name "$name*" -printf 'cgroup: %p\n' 2>/dev/null || true
 	{ nft list ruleset; iptables-save; } 2>/dev/null | grep -F -e "$bridge" -e "${subnet%0/24}" | sed 's/^[[:space:]]*/firewall: /' || true
