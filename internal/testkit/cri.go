@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
@@ -192,8 +193,12 @@ func (p *Pod) Stop(ctx context.Context) error {
 	return err
 }
 
-// Remove stops the pod and removes it.
+// Remove ends the pod's containers without a grace period, stops the pod and
+// removes it.
 func (p *Pod) Remove(ctx context.Context) error {
+	if err := p.killContainers(ctx); err != nil {
+		return fmt.Errorf("stop the containers of pod %s: %w", p.Config.Metadata.Name, err)
+	}
 	if err := p.Stop(ctx); err != nil {
 		return fmt.Errorf("stop pod %s: %w", p.Config.Metadata.Name, err)
 	}
@@ -203,6 +208,23 @@ func (p *Pod) Remove(ctx context.Context) error {
 		return fmt.Errorf("remove pod %s: %w", p.Config.Metadata.Name, err)
 	}
 	return nil
+}
+
+func (p *Pod) killContainers(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	list, err := p.c.ListContainers(ctx, &cri.ListContainersRequest{Filter: &cri.ContainerFilter{PodSandboxId: p.ID}})
+	if err != nil {
+		return err
+	}
+	var group errgroup.Group
+	for _, c := range list.Containers {
+		group.Go(func() error {
+			_, err := p.c.StopContainer(ctx, &cri.StopContainerRequest{ContainerId: c.Id})
+			return err
+		})
+	}
+	return group.Wait()
 }
 
 // Status is the pod's.

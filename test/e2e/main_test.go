@@ -74,7 +74,10 @@ func setup() (func() error, error) {
 	teardown := func() error {
 		var errs []error
 		for _, s := range byEngine {
-			errs = append(errs, s.end())
+			errs = append(errs, s.check())
+		}
+		for _, s := range byEngine { // whose bridge is in the others' state
+			errs = append(errs, s.d.Close())
 		}
 		return errors.Join(append(errs, registry.Close())...)
 	}
@@ -118,18 +121,22 @@ func share(external bool) (*shared, error) {
 	if _, err := s.client.Pull(ctx, busybox); err != nil {
 		return s, err
 	}
+	if err := podCIDR(ctx, s.client, "10.99.0.0/24"); err != nil { // kept in a file from the first one on
+		return s, err
+	}
 	return s, s.client.WarmUp(ctx, busybox)
 }
 
-func (s *shared) end() error {
-	var errs []error
-	if s.before != "" {
-		errs = append(errs, s.client.Clear(context.Background(), busyboxID), s.d.CheckHost(context.Background(), s.before))
+// check wants the host back as it was before the tests.
+func (s *shared) check() error {
+	if s.before == "" {
+		return nil
 	}
-	if err := errors.Join(errs...); err != nil {
-		errs = append(errs, fmt.Errorf("log of the daemon:\n%s", s.d.Log(40)))
+	err := errors.Join(s.client.Clear(context.Background(), busyboxID), s.d.CheckHost(context.Background(), s.before))
+	if err != nil {
+		return fmt.Errorf("%w\nlog of the daemon:\n%s", err, s.d.Log(40))
 	}
-	return errors.Join(append(errs, s.d.Close())...)
+	return nil
 }
 
 // each runs a test on every target, in parallel with the others.

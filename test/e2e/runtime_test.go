@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"context"
 	"encoding/json"
 	"strings"
 	"testing"
@@ -79,18 +80,20 @@ func TestRuntimeConfig(t *testing.T) {
 	})
 }
 
+func podCIDR(ctx context.Context, c *testkit.Client, cidr string) error {
+	_, err := c.UpdateRuntimeConfig(ctx, &cri.UpdateRuntimeConfigRequest{
+		RuntimeConfig: &cri.RuntimeConfig{NetworkConfig: &cri.NetworkConfig{PodCidr: cidr}}})
+	return err
+}
+
 func TestUpdateRuntimeConfig(t *testing.T) {
 	each(t, func(t *testing.T, c *testkit.Client) {
 		for _, cidr := range []string{"", "10.99.0.0/24", "10.99.0.0/24,fd99::/64"} {
-			_, err := c.UpdateRuntimeConfig(t.Context(), &cri.UpdateRuntimeConfigRequest{
-				RuntimeConfig: &cri.RuntimeConfig{NetworkConfig: &cri.NetworkConfig{PodCidr: cidr}}})
-			if err != nil {
+			if err := podCIDR(t.Context(), c, cidr); err != nil {
 				t.Errorf("%q: %v", cidr, err)
 			}
 		}
-		_, err := c.UpdateRuntimeConfig(t.Context(), &cri.UpdateRuntimeConfigRequest{
-			RuntimeConfig: &cri.RuntimeConfig{NetworkConfig: &cri.NetworkConfig{PodCidr: "10.99.0.0"}}})
-		testkit.WantCode(t, err, codes.InvalidArgument, "10.99.0.0")
+		testkit.WantCode(t, podCIDR(t.Context(), c, "10.99.0.0"), codes.InvalidArgument, "10.99.0.0")
 		if p := c.Pod(t).Status(t); p.Network.GetIp() == "" || strings.HasPrefix(p.Network.Ip, "10.99.") {
 			t.Errorf("a configuration of one's own is not replaced: %v", p.Network)
 		}
