@@ -52,7 +52,7 @@ func (n *Network) netnsFor(a *libcni.NetworkAttachment, fallback string) (string
 // interface in it. Without them the bridge plugin leaves the pod's masquerade
 // rules behind: it learns from the interface whose they are.
 func (n *Network) standIn(a *libcni.NetworkAttachment) (string, func() error, error) {
-	dir := filepath.Join(n.opts.CacheDir, "stand-in", a.ContainerID)
+	dir := filepath.Join(n.opts.CacheDir, "stand-in-"+a.ContainerID)
 	if err := host.PinNamespaces(dir, host.NamespaceOptions{Net: true}); err != nil {
 		return "", nil, fmt.Errorf("a namespace in place of the pod's, which is gone: %w", err)
 	}
