@@ -55,10 +55,13 @@ processes_of() {
 	ours | awk '$1 == "process:" {print $2}'
 }
 
+no_process() { [[ -z $(processes_of) ]]; }
+
 # clean ends what this run started and nothing else, wherever it stopped.
 clean() {
 	local status=$? pid dir
-	trap - EXIT INT TERM
+	trap - EXIT
+	trap '' INT TERM # once begun, it ends
 	if ((status != 0)); then
 		echo "demo: failed" >&2
 		[[ ! -e $base/daemon.log ]] || { echo "the daemon's last lines:" && tail -n 30 "$base/daemon.log"; } >&2
@@ -71,6 +74,7 @@ clean() {
 	for pid in $(processes_of | sort -u); do
 		kill -KILL "$pid" 2>/dev/null || true
 	done
+	until_ok 10 no_process || true
 	awk -v at="$state" -v or="$base" 'index($5, at) == 1 || index($5, or) == 1 {print $5}' /proc/self/mountinfo | sort -r |
 		while read -r dir; do umount -l "$dir" || true; done
 	ip link del "$bridge" 2>/dev/null || true
@@ -113,7 +117,8 @@ TOML
 say "A daemon of its own, with the configuration"
 cat "$base/config.toml"
 "$berth" config check "$base/config.toml" >/dev/null
-"$berth" serve --config "$base/config.toml" >"$base/daemon.log" 2>&1 &
+# A session of its own: Ctrl-C is for this script, which ends the daemon in order.
+setsid "$berth" serve --config "$base/config.toml" >"$base/daemon.log" 2>&1 &
 daemon=$!
 ready() { kill -0 "$daemon" && "$berth" version; }
 until_ok 30 ready || { echo "demo: the daemon is not ready after 30 s" >&2; exit 1; }
@@ -165,7 +170,6 @@ leftovers=$(grep -E "^(mount: $state/sandboxes|mount: .*/rootfs|process: .*conta
 kill "$daemon"
 wait "$daemon" || { echo "demo: the daemon did not end well" >&2; exit 1; }
 daemon=
-no_process() { [[ -z $(processes_of) ]]; }
 until_ok 10 no_process || { printf 'demo: still there 10 s after the daemon:\n%s\n' "$(ours)" >&2; exit 1; }
 
 # The bridge and the parent cgroup are the daemon's, kept for its next pod.
