@@ -55,6 +55,19 @@ processes_of() {
 	ours | awk '$1 == "process:" {print $2}'
 }
 
+# tidy removes what a daemon keeps for its next pod, once it and its pods are
+# gone: the bridge, the parent cgroup, the table of masquerading, forwarding.
+tidy() {
+	local dir
+	ip link del "$bridge" 2>/dev/null || true
+	ours | sed -n 's/^cgroup: //p' | while read -r dir; do rmdir "$dir" 2>/dev/null || true; done
+	rm -rf --one-file-system "$base" "$state"
+	if ((!had_table)) && nft list table $table 2>/dev/null | grep -q masq_checks && ! nft list table $table | grep -q ' masquerade comment'; then
+		nft delete table $table
+	fi
+	[[ $forward == 1 ]] || echo "$forward" >/proc/sys/net/ipv4/ip_forward
+}
+
 no_process() { [[ -z $(processes_of) ]]; }
 
 # clean ends what this run started and nothing else, wherever it stopped.
@@ -77,10 +90,7 @@ clean() {
 	until_ok 10 no_process || true
 	awk -v at="$state" -v or="$base" 'index($5, at) == 1 || index($5, or) == 1 {print $5}' /proc/self/mountinfo | sort -r |
 		while read -r dir; do umount -l "$dir" || true; done
-	ip link del "$bridge" 2>/dev/null || true
-	ours | sed -n 's/^cgroup: //p' | while read -r dir; do rmdir "$dir" 2>/dev/null || true; done
-	rm -rf --one-file-system "$base" "$state"
-	[[ $forward == 1 ]] || echo "$forward" >/proc/sys/net/ipv4/ip_forward
+	tidy
 	exit "$status"
 }
 
@@ -97,6 +107,8 @@ for n in $(seq 77 99); do
 done
 [[ -n $subnet ]] || { echo "demo: every subnet from 10.77.0.0/24 to 10.99.0.0/24 is in use" >&2; exit 1; }
 
+table="inet cni_plugins_masquerade" had_table=0
+if nft list table $table >/dev/null 2>&1; then had_table=1; fi
 forward=$(cat /proc/sys/net/ipv4/ip_forward)
 trap clean EXIT
 trap 'exit 130' INT
@@ -172,10 +184,7 @@ wait "$daemon" || { echo "demo: the daemon did not end well" >&2; exit 1; }
 daemon=
 until_ok 10 no_process || { printf 'demo: still there 10 s after the daemon:\n%s\n' "$(ours)" >&2; exit 1; }
 
-# The bridge and the parent cgroup are the daemon's, kept for its next pod.
-ip link del "$bridge" 2>/dev/null || true
-ours | sed -n 's/^cgroup: //p' | while read -r dir; do rmdir "$dir"; done
-rm -rf --one-file-system "$base" "$state"
+tidy
 leftovers=$(ours)
 [[ -z $leftovers ]] || { printf 'demo: left behind:\n%s\n' "$leftovers" >&2; exit 1; }
 
