@@ -59,7 +59,7 @@ test: deps build bin/race/berth ## run every test, as root, with real containers
 	$(GO) test -race -timeout 20m ./...
 
 .PHONY: test-crash
-test-crash: deps build ## fail and kill the daemon at every step, check that nothing is lost or left
+test-crash: deps build bin/race/berth ## fail and kill the daemon at every step, check that nothing is lost or left
 	BERTH_CRASH_FULL=1 BERTH_CRASH_KILLS=100 $(GO) test -count=1 -timeout 60m -v ./test/crash/...
 
 FUZZTIME ?= 10s

@@ -10,16 +10,15 @@ packages=(
 	iproute2 procps strace                  # to test
 )
 
-installed() { [[ $(dpkg-query -W -f='${db:Status-Status}' "$1" 2>/dev/null) == installed ]]; }
-
 if ! command -v dpkg-query apt-get >/dev/null; then
 	echo "deps: this is no Debian. Install what these packages hold, then use 'make build': ${packages[*]}" >&2
 	exit 1
 fi
 
+have=$(dpkg-query -W -f='${db:Status-Status} ${Package}\n' "${packages[@]}" 2>/dev/null || true)
 missing=()
 for package in "${packages[@]}"; do
-	installed "$package" || missing+=("$package")
+	grep -qx "installed $package" <<<"$have" || missing+=("$package")
 done
 if ((${#missing[@]} == 0)); then
 	echo "deps: nothing is missing"
