@@ -156,6 +156,9 @@ func ContainerConfig(image string, args []string, change ...func(*cri.ContainerC
 	return config
 }
 
+// Client is the one that made the pod.
+func (p *Pod) Client() *Client { return p.c }
+
 // RunPod makes a pod and returns errors.
 func (c *Client) RunPod(ctx context.Context, config *cri.PodSandboxConfig) (*Pod, error) {
 	if err := os.MkdirAll(config.LogDirectory, 0o755); err != nil {

@@ -246,12 +246,12 @@ func (d *Daemon) writeConfig() error {
 		"registry.config_path": d.CertsDir,
 		"network.conf_dir":     d.ConfDir,
 		"network.bin_dirs":     []string{libexec + "/cni"},
-		"network.default":      false,
-		"runtime.bin_dir":      libexec,
-		"cgroup.parent":        "/" + d.CgroupParent,
-		"stream.address":       "127.0.0.1:0",
-		"metrics.address":      d.MetricsAddress,
-		"log.level":            "debug",
+		"network.default":      false, "network.default_bridge": d.Bridge, "network.default_subnet": d.Subnet,
+		"runtime.bin_dir": libexec,
+		"cgroup.parent":   "/" + d.CgroupParent,
+		"stream.address":  "127.0.0.1:0",
+		"metrics.address": d.MetricsAddress,
+		"log.level":       "debug",
 	}
 	if d.opts.External {
 		set["containerd.address"] = d.ExternalSocket()
@@ -370,6 +370,9 @@ func (d *Daemon) Running() bool {
 	}
 }
 
+// ConfigFile is the daemon's configuration.
+func (d *Daemon) ConfigFile() string { return d.configFile }
+
 // PID is the daemon's.
 func (d *Daemon) PID() int { return d.proc.cmd.Process.Pid }
 
@@ -467,6 +470,17 @@ func (d *Daemon) checkGone() error {
 		}
 		return "left behind:\n" + strings.Join(left, "\n")
 	})
+}
+
+// Devastate takes away, while no daemon runs, what a reboot would: processes,
+// mounts, and all that is on a tmpfs. Rules and links of the network stay.
+func (d *Daemon) Devastate() error {
+	var err error
+	if d.containerd != nil {
+		err = d.containerd.end(syscall.SIGKILL)
+		d.containerd = nil
+	}
+	return errors.Join(err, d.killAll(), d.unmountAll(), os.RemoveAll(d.State), os.MkdirAll(d.State, 0o755))
 }
 
 // clear removes by force.

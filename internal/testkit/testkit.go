@@ -175,11 +175,16 @@ func wait(cmd *exec.Cmd) int {
 func Poll(ctx context.Context, within time.Duration, done func(context.Context) string) error {
 	ctx, cancel := context.WithTimeout(ctx, within)
 	defer cancel()
+	last := ""
 	for pause := time.Millisecond; ; pause = min(2*pause, 100*time.Millisecond) {
 		saw := done(ctx)
 		if saw == "" {
 			return nil
 		}
+		if last != "" && ctx.Err() != nil {
+			saw = last // the newer one tells of the deadline
+		}
+		last = saw
 		select {
 		case <-ctx.Done():
 			return fmt.Errorf("after %s: %s", within, saw)
