@@ -40,8 +40,10 @@ package engine
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
+	"os"
 	"net"
 	"strings"
 	"sync"
@@ -146,6 +148,12 @@ func (e *Engine) Close() error {
 		}
 		if e.embedded != nil {
 			e.embedded.stop()
+			// A server that is stopped before it began to serve leaves its socket.
+			for _, socket := range []string{e.address, e.address + ".ttrpc"} {
+				if err := os.Remove(socket); err != nil && !errors.Is(err, os.ErrNotExist) {
+					e.closeErr = errors.Join(e.closeErr, err)
+				}
+			}
 		}
 	})
 	return e.closeErr
