@@ -16,6 +16,8 @@ const (
 	// settleGrace is how long a plugin of a dead daemon may still take. Most
 	// end within a tenth of a second.
 	settleGrace = 5 * time.Second
+	// execTakes is about how long a process takes from fork to exec.
+	execTakes = 20 * time.Millisecond
 	// killWait is how long a killed process may take to go.
 	killWait = 5 * time.Second
 )
@@ -25,31 +27,55 @@ const (
 // a Del has just removed. They get some time to end, then are killed. To be
 // called before Add or Del of a container that a dead daemon was at.
 func (n *Network) Settle(ctx context.Context, id string) error {
-	grace, cancel := context.WithTimeout(ctx, n.settleGrace)
+	left, err := n.waitForPlugins(ctx, id, n.settleGrace, false)
+	if err != nil || len(left) == 0 {
+		return err
+	}
+	n.opts.Log.Warn("killing CNI plugins that a dead daemon left", "container", id, "processes", fmt.Sprint(left))
+	left, err = n.waitForPlugins(ctx, id, killWait, true)
+	if err == nil && len(left) > 0 {
+		err = fmt.Errorf("CNI plugins of container %s (processes %v) do not go away though they were killed: %w", id, left, errdefs.ErrUnavailable)
+	}
+	return err
+}
+
+// waitForPlugins waits, for a time, until the container has no plugins, and
+// returns those that are left. One that ends may have started another, which
+// cannot be told while it is between fork and exec: so none are left when none
+// are seen twice.
+func (n *Network) waitForPlugins(ctx context.Context, id string, within time.Duration, kill bool) ([]host.Process, error) {
+	limited, cancel := context.WithTimeout(ctx, within)
 	defer cancel()
-	for kill := false; ; {
+	for quiet := 0; ; {
 		left, err := pluginsOf(id)
-		if err != nil || len(left) == 0 {
-			return err
+		if err != nil {
+			return nil, err
 		}
-		err = waitAll(grace, left)
-		switch {
-		case err == nil: // one that ended may have started another: look again
-		case ctx.Err() != nil:
-			return fmt.Errorf("waiting for CNI plugins of container %s: %w", id, ctx.Err())
-		case kill:
-			return fmt.Errorf("CNI plugins of container %s (processes %v) do not go away though they were killed: %w", id, left, errdefs.ErrUnavailable)
-		default:
-			n.opts.Log.Warn("killing CNI plugins that a dead daemon left", "container", id, "processes", fmt.Sprint(left))
-			for _, p := range left {
-				if err := p.Signal(syscall.SIGKILL); err != nil && !errdefs.IsNotFound(err) {
-					return fmt.Errorf("killing a CNI plugin of container %s: %w", id, err)
-				}
+		for _, p := range left {
+			if !kill {
+				break
 			}
-			kill = true
-			cancel()
-			grace, cancel = context.WithTimeout(ctx, killWait)
-			defer cancel()
+			if err := p.Signal(syscall.SIGKILL); err != nil && !errdefs.IsNotFound(err) {
+				return nil, fmt.Errorf("killing a CNI plugin of container %s: %w", id, err)
+			}
+		}
+		if err = waitAll(limited, left); len(left) == 0 {
+			if quiet++; quiet == 2 {
+				return nil, nil
+			}
+			select {
+			case <-time.After(execTakes):
+			case <-limited.Done():
+				err = limited.Err()
+			}
+		} else {
+			quiet = 0
+		}
+		if ctx.Err() != nil {
+			return nil, fmt.Errorf("waiting for CNI plugins of container %s: %w", id, ctx.Err())
+		}
+		if err != nil {
+			return left, nil
 		}
 	}
 }
