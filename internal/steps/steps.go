@@ -121,9 +121,10 @@ func (r *Runner) do(ctx context.Context, op, object string, step Step) (err erro
 	return r.opts.Failpoints.hit(ctx, op, step.Name, after)
 }
 
-// undo goes on after a failure: what can be taken back is.
+// undo ends with the first failure: the steps before it hold what trying again
+// needs, as the namespace for a network, and the record, without which nobody
+// would.
 func (r *Runner) undo(ctx context.Context, op, object string, steps []Step) error {
-	var errs []error
 	for i := len(steps) - 1; i >= 0; i-- {
 		step := steps[i]
 		if step.Undo == nil {
@@ -135,8 +136,8 @@ func (r *Runner) undo(ctx context.Context, op, object string, steps []Step) erro
 		if err != nil {
 			r.opts.Log.Error("step not undone; it is tried again when the object is removed or the daemon starts",
 				"op", op, "object", object, "step", step.Name, "err", err)
-			errs = append(errs, fmt.Errorf("%s %s: undo step %s: %w", op, object, step.Name, err))
+			return fmt.Errorf("%s %s: undo step %s: %w", op, object, step.Name, err)
 		}
 	}
-	return errors.Join(errs...)
+	return nil
 }

@@ -209,16 +209,22 @@ func TestRemoveTakesARunningPod(t *testing.T) {
 func TestStopIsParallel(t *testing.T) {
 	each(t, func(t *testing.T, c *testkit.Client) {
 		p := c.Pod(t)
-		for range 4 {
-			ctr := p.Container(t, busybox, []string{"sh", "-c", "trap 'sleep 2; exit 7' TERM; echo ready; while :; do sleep 0.1; done"})
+		dir := t.TempDir()
+		var all []*testkit.Container
+		for i := range 4 {
+			// Each ends only when all have been asked to.
+			script := fmt.Sprintf("trap 'touch /shared/%d; until [ $(ls /shared | wc -l) = 4 ]; do sleep 0.05; done; exit 7' TERM; echo ready; while :; do sleep 0.05; done", i)
+			ctr := p.Container(t, busybox, []string{"sh", "-c", script}, mounts(&cri.Mount{HostPath: dir, ContainerPath: "/shared"}))
 			ctr.Logged(t, "ready")
+			all = append(all, ctr)
 		}
-		begin := time.Now()
 		if err := p.Stop(t.Context()); err != nil {
 			t.Fatal(err)
 		}
-		if took := time.Since(begin); took > 7*time.Second {
-			t.Errorf("took %s", took)
+		for _, ctr := range all {
+			if s := ctr.Status(t); s.ExitCode != 7 {
+				t.Errorf("one waited for another: exit code %d", s.ExitCode)
+			}
 		}
 	})
 }
