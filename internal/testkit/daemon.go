@@ -62,6 +62,7 @@ type Daemon struct {
 	MetricsAddress string
 
 	opts       DaemonOptions
+	mark       *os.File // held, see claim
 	configFile string
 	logFile    string
 	containerd *process
@@ -132,11 +133,15 @@ func (p *process) end(s syscall.Signal) error {
 // NewDaemon makes the directories and the configuration; Start starts it.
 // Close ends it and removes everything.
 func NewDaemon(opts DaemonOptions) (_ *Daemon, err error) {
-	base, err := os.MkdirTemp("/tmp", "berth-")
+	base, err := os.MkdirTemp(filepath.Dir(basePrefix), filepath.Base(basePrefix))
 	if err != nil {
 		return nil, err
 	}
-	name := strings.TrimPrefix(filepath.Base(base), "berth-")
+	mark, err := claim(base)
+	if err != nil {
+		return nil, err
+	}
+	name := strings.TrimPrefix(base, basePrefix)
 	d := &Daemon{
 		Paths:        paths.Paths{Root: base + "/root", State: "/run/berth-" + name},
 		Base:         base,
@@ -147,6 +152,7 @@ func NewDaemon(opts DaemonOptions) (_ *Daemon, err error) {
 		Bridge:       "bt" + name,
 		CgroupParent: cgroupPrefix + name,
 		opts:         opts,
+		mark:         mark,
 		configFile:   base + "/berth.toml",
 		logFile:      base + "/daemon.log",
 	}
@@ -465,7 +471,7 @@ func (d *Daemon) clear() error {
 		fmt.Fprintln(os.Stderr, "kept:", d.Base)
 		return errors.Join(errs...)
 	}
-	return errors.Join(append(errs, os.RemoveAll(d.Base), os.RemoveAll(d.State))...)
+	return errors.Join(append(errs, os.RemoveAll(d.Base), os.RemoveAll(d.State), d.mark.Close())...)
 }
 
 func freePort() (string, error) {

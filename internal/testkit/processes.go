@@ -18,6 +18,9 @@ import (
 // directory's random part.
 const cgroupPrefix = "berth-test-"
 
+// basePrefix begins every daemon's base directory.
+const basePrefix = "/tmp/berth-"
+
 const cgroupRoot = "/sys/fs/cgroup"
 
 // processes are those that a daemon of this process started and that are not
@@ -181,18 +184,52 @@ func removeCgroups(parent string) error {
 	return errors.Join(errs...)
 }
 
-// sweepCgroups removes the cgroups that runs before this one left: those whose
-// base directory is gone or whose every cgroup is empty for an hour cannot be
-// told from one that is about to begin, so only the first are taken.
-func sweepCgroups() error {
-	inEach, err := filepath.Glob(filepath.Join(cgroupRoot, "*", cgroupPrefix+"*"))
+// alive is a file in each daemon's base directory that its test process keeps
+// locked.
+const alive = "alive"
+
+// claim marks a base directory as in use until this process ends. The mark
+// appears locked, so that a sweep never meets one that is not.
+func claim(base string) (*os.File, error) {
+	f, err := os.CreateTemp(base, "claim-")
+	if err != nil {
+		return nil, err
+	}
+	err = unix.Flock(int(f.Fd()), unix.LOCK_EX)
+	if err == nil {
+		err = os.Rename(f.Name(), filepath.Join(base, alive))
+	}
+	if err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	return f, nil
+}
+
+// sweep removes what runs that were killed left: base directories that nobody
+// holds, and cgroups whose base directory is gone.
+func sweep() error {
+	bases, err := filepath.Glob(basePrefix + "*/" + alive)
 	if err != nil {
 		return err
 	}
 	var errs []error
+	for _, mark := range bases {
+		f, err := os.Open(mark)
+		if err != nil {
+			continue // another sweep took it
+		}
+		if unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB) == nil {
+			errs = append(errs, os.RemoveAll(filepath.Dir(mark)))
+		}
+		errs = append(errs, f.Close())
+	}
+	inEach, err := filepath.Glob(filepath.Join(cgroupRoot, "*", cgroupPrefix+"*"))
+	if err != nil {
+		return err
+	}
 	for _, dir := range inEach {
 		name := filepath.Base(dir)
-		if _, err := os.Stat("/tmp/berth-" + strings.TrimPrefix(name, cgroupPrefix)); errors.Is(err, fs.ErrNotExist) {
+		if _, err := os.Stat(basePrefix + strings.TrimPrefix(name, cgroupPrefix)); errors.Is(err, fs.ErrNotExist) {
 			errs = append(errs, removeCgroups(name))
 		}
 	}

@@ -5,8 +5,8 @@
 //   - A test binary whose TestMain calls Main runs in mount, network and PID
 //     namespaces of its own, with a tmpfs at /run. Whatever it leaves behind,
 //     through a bug or because it was killed, is gone when it ends, and two
-//     binaries never meet. Only cgroups, which have no such boundary, carry
-//     the name of the run and are removed by the next one.
+//     binaries never meet. Only files and cgroups have no such boundary: what
+//     a run that was killed left of them is removed by the next one.
 //   - Everything else is named after a Daemon's own temporary directories.
 //   - Nothing here sleeps for a fixed time: waits poll for what they want and
 //     fail with what they saw last.
@@ -146,7 +146,7 @@ func furnish() error {
 		}
 	}
 	// Programs look for these; iptables for its lock, CNI for netns.
-	return errors.Join(os.MkdirAll("/run/lock", 0o755), sweepCgroups())
+	return errors.Join(os.MkdirAll("/run/lock", 0o755), sweep())
 }
 
 func self(stage string) *exec.Cmd {
