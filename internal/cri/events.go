@@ -17,6 +17,10 @@ import (
 func (s *Server) GetContainerEvents(_ *runtime.GetEventsRequest, stream grpc.ServerStreamingServer[runtime.ContainerEventResponse]) error {
 	sub := s.Events.Subscribe()
 	defer sub.Cancel()
+	// The header says that what happens from now on will be told.
+	if err := stream.SendHeader(nil); err != nil {
+		return err
+	}
 	for {
 		select {
 		case event, open := <-sub.C:

@@ -244,3 +244,15 @@ func TestSweepTakesOnlyWhatNobodyHolds(t *testing.T) {
 		t.Errorf("a directory of nobody stays: %v", err)
 	}
 }
+
+// The bridge plugin's table is no trace of a pod unless it holds a rule of one.
+func TestEmptyMasqueradeIsNoTrace(t *testing.T) {
+	empty := strings.Split("table ip nat {\n}\n"+emptyMasquerade+"\ntable ip6 nat {\n}", "\n")
+	if diff := cmp.Diff([]string{"table ip nat {", "}", "table ip6 nat {", "}"}, withoutEmptyMasquerade(empty)); diff != "" {
+		t.Error(diff)
+	}
+	used := strings.Split(strings.Replace(emptyMasquerade, "IP outside their subnet\"\n", "IP outside their subnet\"\n\t\tip saddr 10.1.2.3 masquerade\n", 1), "\n")
+	if diff := cmp.Diff(used, withoutEmptyMasquerade(used)); diff != "" {
+		t.Errorf("a pod's rule is hidden: %s", diff)
+	}
+}
