@@ -117,7 +117,7 @@ func TestLoadRefuses(t *testing.T) {
 }
 
 func TestGet(t *testing.T) {
-	r, s := newRegistry(t), newStore(t, nil, "")
+	r, s := testkit.OwnRegistry(t), newStore(t, nil, "")
 	byDigest := push(t, r, "app:latest", newImage(t, testkit.ImageOptions{}))
 	id := mustPull(t, s, r.Ref("app"))
 	for _, ref := range []string{id, id[7:], id[:30], id[7:15], r.Ref("app"), r.Ref("app:latest"), byDigest} {
@@ -158,7 +158,7 @@ func TestFindAmbiguousPrefix(t *testing.T) {
 }
 
 func TestPinned(t *testing.T) {
-	r := newRegistry(t)
+	r := testkit.OwnRegistry(t)
 	s := newStore(t, func(o *Options) { o.Pinned = []string{r.Ref("keep:1"), r.Ref("base/") + "*"} }, "")
 	for repo, want := range map[string]bool{"keep:1": true, "base/x:1": true, "other:1": false} {
 		push(t, r, repo, newImage(t, testkit.ImageOptions{Salt: repo}))
@@ -174,7 +174,7 @@ func TestPinned(t *testing.T) {
 }
 
 func TestFsInfo(t *testing.T) {
-	r, s := newRegistry(t), newStore(t, nil, "")
+	r, s := testkit.OwnRegistry(t), newStore(t, nil, "")
 	push(t, r, "app:1", newImage(t, testkit.ImageOptions{Blobs: []int64{300_000}}))
 	mustPull(t, s, r.Ref("app:1"))
 	got, err := s.FsInfo(t.Context())
@@ -194,7 +194,7 @@ func TestFsInfo(t *testing.T) {
 }
 
 func TestSweepRemovesWhatACrashLeft(t *testing.T) {
-	r, s := newRegistry(t), newStore(t, nil, "")
+	r, s := testkit.OwnRegistry(t), newStore(t, nil, "")
 	ctx := kit.Context(context.Background())
 	manager := kit.Client().LeasesService()
 	ours, others := pullLease("crashed.test/app:1"), "somebody-elses"
@@ -229,7 +229,7 @@ func TestSweepRemovesWhatACrashLeft(t *testing.T) {
 }
 
 func TestInfo(t *testing.T) {
-	r, s := newRegistry(t), newStore(t, nil, "")
+	r, s := testkit.OwnRegistry(t), newStore(t, nil, "")
 	push(t, r, "app:1", newImage(t, testkit.ImageOptions{Env: []string{"A=b=c"}}))
 	id := mustPull(t, s, r.Ref("app:1"))
 	img, err := s.Get(t.Context(), id)

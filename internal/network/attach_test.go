@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"berth/internal/host"
+	"berth/internal/testkit"
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sync/errgroup"
@@ -31,24 +32,7 @@ func (e *env) settled() {
 // serve answers one line to each who connects to the pod's port.
 func serve(t *testing.T, p Pod, network, addr string) {
 	t.Helper()
-	var l net.Listener
-	err := host.InNetNS(p.NetNS, func() (err error) { l, err = net.Listen(network, addr); return })
-	if err != nil {
-		t.Fatal(err)
-	}
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		for {
-			c, err := l.Accept()
-			if err != nil {
-				return
-			}
-			_, _ = io.WriteString(c, p.ID)
-			_ = c.Close()
-		}
-	}()
-	t.Cleanup(func() { _ = l.Close(); <-done })
+	testkit.Listen(t, p.NetNS, network, addr, func(c net.Conn) { _, _ = io.WriteString(c, p.ID) }) // who reads it checks it
 }
 
 // reach connects from the namespace, "" for the host's, and returns who answers.

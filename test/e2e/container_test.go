@@ -316,25 +316,14 @@ func TestCreateAgainFindsTheContainer(t *testing.T) {
 	each(t, func(t *testing.T, c *testkit.Client) {
 		p := c.Pod(t)
 		config := testkit.ContainerConfig(busybox, []string{"sleep", "1000"})
-		ids := make([]string, 4)
-		var wg sync.WaitGroup
-		for i := range ids {
-			wg.Go(func() {
-				ctr, err := p.Create(t.Context(), config)
-				if err != nil {
-					t.Error(err)
-					return
-				}
-				ids[i] = ctr.ID
-			})
-		}
-		wg.Wait()
-		for _, id := range ids {
-			if id != ids[0] {
-				t.Errorf("one name, several containers: %q", ids)
+		id := testkit.SameID(t, func() (string, error) {
+			ctr, err := p.Create(t.Context(), config)
+			if err != nil {
+				return "", err
 			}
-		}
-		ctr := &testkit.Container{ID: ids[0], Config: config, Pod: p}
+			return ctr.ID, nil
+		})
+		ctr := &testkit.Container{ID: id, Config: config, Pod: p}
 		for range 2 {
 			if err := ctr.Start(t.Context()); err != nil {
 				t.Error(err)

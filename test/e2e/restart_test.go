@@ -26,18 +26,7 @@ func ownDaemon(t *testing.T, f func(t *testing.T, d *testkit.Daemon, c *testkit.
 	for _, engine := range []string{"embedded", "external"} {
 		t.Run(engine, func(t *testing.T) {
 			d := testkit.StartDaemon(t, testkit.DaemonOptions{External: engine == "external"})
-			c, err := d.Client()
-			if err != nil {
-				t.Fatal(err)
-			}
-			if _, err := c.Pull(t.Context(), busybox); err != nil {
-				t.Fatal(err)
-			}
-			if err := c.WarmUp(t.Context(), busybox); err != nil {
-				t.Fatal(err)
-			}
-			d.Watch(t)
-			f(t, d, c)
+			f(t, d, d.Watched(t, busybox))
 		})
 	}
 }
