@@ -12,7 +12,6 @@ import (
 	"github.com/containerd/containerd/api/types/runc/options"
 	"github.com/containerd/containerd/v2/core/containers"
 	"github.com/containerd/containerd/v2/core/mount"
-	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/typeurl/v2"
 	"github.com/opencontainers/runtime-spec/specs-go"
@@ -148,9 +147,9 @@ func (s *Service) createSteps(c *creation) []steps.Step {
 			return err
 		}},
 		{Name: "directories", Undo: undo["directories"], Do: func(context.Context) error { return s.makeDirectories(id) }},
-		{Name: "snapshot", Undo: undo["snapshot"], Do: func(ctx context.Context) error { return s.prepareSnapshot(ctx, c) }},
-		{Name: "image files", Undo: undo["image files"], Do: func(ctx context.Context) error { return s.readImage(c) }},
+		{Name: "user", Undo: undo["user"], Do: func(ctx context.Context) error { return s.findUser(ctx, c) }},
 		{Name: "container", Undo: undo["container"], Do: func(ctx context.Context) error { return s.makeContainer(ctx, c) }},
+		{Name: "volumes", Undo: undo["volumes"], Do: func(context.Context) error { return s.fillVolumes(c) }},
 		{Name: "created", Do: func(context.Context) error { return s.recordCreated(c) }},
 	}
 }
@@ -175,25 +174,23 @@ func (s *Service) makeDirectories(id string) error {
 	return nil
 }
 
-// prepareSnapshot makes the writable layer. Its label makes it a root of
-// containerd's garbage collection, for no container of containerd names it yet.
-func (s *Service) prepareSnapshot(ctx context.Context, c *creation) (err error) {
-	if err := s.Images.Unpack(ctx, c.img); err != nil {
-		return err
-	}
-	c.root, err = s.client.SnapshotService(c.rec.Snapshotter).Prepare(ctx, c.rec.ID, c.img.ChainID, snapshots.WithLabels(map[string]string{
-		"containerd.io/gc.root": c.rec.CreatedAt.UTC().Format(time.RFC3339),
+// marks are the labels of a snapshot of ours. The first makes it a root of
+// containerd's garbage collection.
+func (s *Service) marks(c *record.Container) map[string]string {
+	return map[string]string{
+		"containerd.io/gc.root": c.CreatedAt.UTC().Format(time.RFC3339),
 		labelRoot:               s.Paths.Root,
-	}))
-	return err
+	}
 }
 
-// makeContainer writes the spec and containerd's record of the container.
+// makeContainer writes containerd's record of the container, with the spec, and
+// makes the writable layer.
 func (s *Service) makeContainer(ctx context.Context, c *creation) error {
 	namespaces, err := s.namespaces(c)
 	if err != nil {
 		return err
 	}
+	s.planVolumes(c)
 	made, warnings, err := spec.Container(spec.Input{
 		ID: c.rec.ID, SandboxID: c.box.ID,
 		Sandbox: c.box.Config, Container: c.rec.Config, Image: &c.img.Config, ImageName: c.rec.ImageName,
@@ -221,11 +218,11 @@ func (s *Service) makeContainer(ctx context.Context, c *creation) error {
 	if err != nil {
 		return err
 	}
-	_, err = s.client.ContainerService().Create(ctx, containers.Container{
+	c.root, err = s.Engine.MakeContainer(ctx, containers.Container{
 		ID: c.rec.ID, Labels: s.labels(c), Image: c.rec.ImageName, Spec: body,
 		Runtime:     containers.RuntimeInfo{Name: s.Handlers[c.rec.Handler].Type, Options: runtimeOptions},
 		Snapshotter: c.rec.Snapshotter, SnapshotKey: c.rec.ID,
-	})
+	}, c.img.ChainID, s.marks(c.rec))
 	return err
 }
 

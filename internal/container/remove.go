@@ -44,7 +44,6 @@ func (s *Service) remove(ctx context.Context, id string) error {
 		steps.Step{Name: "kill", Do: func(ctx context.Context) error { return s.end(ctx, id) }},
 		steps.Step{Name: "task", Do: func(ctx context.Context) error { return s.clearLeftovers(ctx, id) }},
 		steps.Step{Name: "container", Do: undo["container"]},
-		steps.Step{Name: "snapshot", Do: undo["snapshot"]},
 		steps.Step{Name: "directories", Do: undo["directories"]},
 		steps.Step{Name: "record", Do: undo["record"]},
 	)
