@@ -14,6 +14,7 @@ import (
 	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/typeurl/v2"
+	"github.com/moby/sys/signal"
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"google.golang.org/protobuf/proto"
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -114,6 +115,10 @@ func (s *Service) plan(ctx context.Context, box *record.Sandbox, cfg *runtime.Co
 		ImageID: img.ID, ImageRef: img.ID, ImageName: cfg.GetImage().GetImage(),
 		Snapshotter: s.Snapshotter, Cgroup: s.Cgroups.Path(box.CgroupParent, id),
 		StopSignal: spec.StopSignal(cfg, &img.Config), CreatedAt: time.Now(),
+	}
+	if _, err := signal.ParseSignal(rec.StopSignal); err != nil {
+		s.Log.Warn("the image's stop signal is none; SIGTERM is used", "container", id, "image", img.ID, "signal", rec.StopSignal)
+		rec.StopSignal = "SIGTERM"
 	}
 	if digests := img.Proto.GetRepoDigests(); len(digests) > 0 {
 		rec.ImageRef, rec.ImageName = digests[0], digests[0]
