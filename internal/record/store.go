@@ -6,14 +6,15 @@
 // Invariants:
 //   - A change is durable against a killed process, and seen by readers, when
 //     the call returns; a power cut loses the newest changes, never consistency
-//     (SQLite, WAL, synchronous=NORMAL). No change waits for an fsync: the log
-//     is checkpointed by a goroutine of its own.
+//     (SQLite, WAL, synchronous=NORMAL). The log is checkpointed by a goroutine
+//     of its own, which takes the fsyncs; a change waits for one only where it
+//     meets the log's new beginning, once in checkpointEvery changes.
 //   - What readers get is immutable. A change makes a new value.
 //   - A row that cannot be read is set aside in the table damaged with its
 //     reason and never stops the daemon; FORMAT.md describes the tables.
 //
 // Concurrency: a Store is safe for concurrent use. Reads come from memory and
-// wait for no disk. Changes of one table follow each other.
+// wait for no disk. Changes follow each other on one connection.
 package record
 
 import (
@@ -25,7 +26,6 @@ import (
 	"net/url"
 	"os"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -45,21 +45,24 @@ CREATE TABLE damaged    (source TEXT NOT NULL, id TEXT NOT NULL, reason TEXT NOT
                          body BLOB, config BLOB);
 PRAGMA user_version = 1;`
 
-// checkpointEvery is how many changes pass before the log is checkpointed.
-const checkpointEvery = 1000
-
 // A Store is an open record store. One process opens it at a time; the
 // daemon's lock on its root sees to that.
 type Store struct {
 	Sandboxes  *Table[Sandbox]
 	Containers *Table[Container]
 
-	db  *sql.DB
-	log *slog.Logger
+	db   *sql.DB // the connection of the changes
+	side *sql.DB // the connection of the checkpoints, and of reading the journal
+	path string
+	log  *slog.Logger
 
 	begin, end *sql.Stmt
 
-	changes    atomic.Int64
+	// write lets one change at a time at db, in the order of asking; SQLite's own
+	// lock is waited for by sleeping and looking again. It guards changes.
+	write   turns
+	changes int
+
 	checkpoint chan struct{}
 	done       chan struct{}
 	closeOnce  sync.Once
@@ -69,7 +72,8 @@ type Store struct {
 // Open opens the store at path, made where missing, and reads every record. A
 // file that is no database is set aside beside itself.
 func Open(ctx context.Context, path string, log *slog.Logger) (*Store, error) {
-	db, err := openDB(ctx, path)
+	s := &Store{path: path, log: log, checkpoint: make(chan struct{}, 1), done: make(chan struct{}), write: make(turns, 1)}
+	err := s.start(ctx)
 	if damagedFile(err) {
 		aside := fmt.Sprintf("%s.damaged-%d", path, time.Now().Unix())
 		log.Error("the record store cannot be read; it is set aside and an empty one is used: the pods of this node will be made again",
@@ -77,38 +81,66 @@ func Open(ctx context.Context, path string, log *slog.Logger) (*Store, error) {
 		if err := setAside(path, aside); err != nil {
 			return nil, fmt.Errorf("record store %s: set aside: %w", path, err)
 		}
-		db, err = openDB(ctx, path)
+		err = s.start(ctx)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("record store %s: %w", path, err)
-	}
-	s := &Store{db: db, log: log, checkpoint: make(chan struct{}, 1), done: make(chan struct{})}
-	if err := s.load(ctx); err != nil {
-		return nil, errors.Join(fmt.Errorf("record store %s: %w", path, err), db.Close())
 	}
 	go s.checkpoints()
 	return s, nil
 }
 
-func openDB(ctx context.Context, path string) (*sql.DB, error) {
-	file, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
+// start opens the database and reads it; where it fails nothing stays open.
+func (s *Store) start(ctx context.Context) error {
+	err := s.connect(ctx)
+	if err == nil {
+		err = s.load(ctx)
+	}
 	if err != nil {
-		return nil, err
+		return errors.Join(err, s.disconnect())
 	}
+	return nil
+}
+
+func (s *Store) connect(ctx context.Context) (err error) {
+	file, err := os.OpenFile(s.path, os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return err
+	}
+	// Before SQLite has it open: a close drops all locks of the process on it.
 	if err := file.Close(); err != nil {
-		return nil, err
+		return err
 	}
+	if s.db, err = openConn(s.path); err != nil {
+		return err
+	}
+	if err := migrate(ctx, s.db); err != nil {
+		return err
+	}
+	s.side, err = openConn(s.path)
+	return err
+}
+
+// openConn gives a pool of one connection.
+func openConn(path string) (*sql.DB, error) {
 	pragmas := url.Values{"_pragma": {"journal_mode(wal)", "synchronous(normal)", "busy_timeout(10000)", "wal_autocheckpoint(0)"}, "_txlock": {"immediate"}}
 	db, err := sql.Open("sqlite", (&url.URL{Scheme: "file", OmitHost: true, Path: path, RawQuery: pragmas.Encode()}).String())
 	if err != nil {
 		return nil, err
 	}
-	// One connection for changes, one for the checkpoints beside them.
-	db.SetMaxOpenConns(2)
-	if err := migrate(ctx, db); err != nil {
-		return nil, errors.Join(err, db.Close())
-	}
+	db.SetMaxOpenConns(1)
 	return db, nil
+}
+
+func (s *Store) disconnect() error {
+	var errs []error
+	for _, db := range []*sql.DB{s.side, s.db} {
+		if db != nil {
+			errs = append(errs, db.Close())
+		}
+	}
+	s.side, s.db = nil, nil
+	return errors.Join(errs...)
 }
 
 func migrate(ctx context.Context, db *sql.DB) error {
@@ -179,39 +211,13 @@ func (s *Store) load(ctx context.Context) (err error) {
 	return err
 }
 
-// exec runs one changing statement. It is not cut short by a caller's context:
-// a change is made wholly or not at all.
-func (s *Store) exec(stmt *sql.Stmt, args ...any) error {
-	if _, err := stmt.Exec(args...); err != nil {
-		return err
-	}
-	if s.changes.Add(1)%checkpointEvery == 0 {
-		select {
-		case s.checkpoint <- struct{}{}:
-		default:
-		}
-	}
-	return nil
-}
-
-// checkpoints copies the write-ahead log into the database when it has grown,
-// beside the changes that go on. It ends with Close.
-func (s *Store) checkpoints() {
-	defer close(s.done)
-	for range s.checkpoint {
-		if _, err := s.db.Exec("PRAGMA wal_checkpoint(PASSIVE)"); err != nil {
-			s.log.Warn("record store: checkpoint failed; it is tried again", "err", err)
-		}
-	}
-}
-
 // Close ends the store; no call is under way or comes after. Twice is safe.
 func (s *Store) Close() error {
 	s.closeOnce.Do(func() {
 		close(s.checkpoint)
 		<-s.done
-		_, err := s.db.Exec("PRAGMA wal_checkpoint(TRUNCATE)")
-		s.closeErr = errors.Join(err, s.db.Close())
+		_, err := s.side.Exec("PRAGMA wal_checkpoint(TRUNCATE)")
+		s.closeErr = errors.Join(err, s.disconnect())
 	})
 	return s.closeErr
 }

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -196,15 +197,82 @@ func TestParallelChangesAndCheckpoints(t *testing.T) {
 	}
 }
 
-func BenchmarkBegin(b *testing.B) {
-	s, err := Open(b.Context(), filepath.Join(b.TempDir(), "records.db"), slog.New(slog.DiscardHandler))
-	if err != nil {
-		b.Fatal(err)
-	}
-	defer s.Close()
-	for b.Loop() {
-		if err := s.Begin("Op", "x", "s"); err != nil {
-			b.Fatal(err)
+// A checkpoint makes the first write of the log's new beginning itself, and
+// its fsync with it.
+func TestCheckpointBeginsTheLogAgain(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "records.db")
+	s, _ := open(t, path)
+	salt := func() []byte { // of the log's header; another one for each beginning
+		t.Helper()
+		header, err := os.ReadFile(path + "-wal")
+		if err != nil || len(header) < 32 {
+			t.Fatalf("%d bytes, %v", len(header), err)
 		}
+		return header[16:24]
 	}
+	if err := s.Begin("Op", "x", "s"); err != nil {
+		t.Fatal(err)
+	}
+	before := salt()
+	if err := s.copyLog(); err != nil {
+		t.Fatal(err)
+	}
+	after := salt()
+	if bytes.Equal(before, after) {
+		t.Error("the next change begins the log again, and waits for the fsync")
+	}
+	if err := s.Begin("Op", "x", "t"); err != nil {
+		t.Fatal(err)
+	}
+	if !bytes.Equal(after, salt()) {
+		t.Error("a change began the log again")
+	}
+}
+
+// Changes of the journal and of both tables meet in the store's own lock, which
+// is taken in the order of asking.
+func TestChangesTakeTurns(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "records.db")
+	synctest.Test(t, func(t *testing.T) {
+		s, err := Open(t.Context(), path, slog.New(slog.DiscardHandler))
+		if err != nil {
+			t.Fatal(err)
+		}
+		var order []int // guarded by s.write
+		wait := func() {}
+		s.write.Lock()
+		for i, change := range []func() error{
+			func() error { return s.Begin("Op", "x", "s") },
+			func() error { return s.Sandboxes.Put(sandbox("x")) },
+			func() error { return s.Containers.Put(&Container{ID: "c", Config: &runtime.ContainerConfig{}}) },
+			func() error { return s.Sandboxes.Delete("x") },
+		} {
+			done := make(chan struct{})
+			before := wait
+			wait = func() { before(); <-done }
+			go func() {
+				defer close(done)
+				if err := change(); err != nil {
+					t.Error(err)
+				}
+				s.write.Lock()
+				order = append(order, i)
+				s.write.Unlock()
+			}()
+			synctest.Wait()
+			select {
+			case <-done:
+				t.Errorf("change %d did not wait", i)
+			default:
+			}
+		}
+		s.write.Unlock()
+		wait()
+		if diff := cmp.Diff([]int{0, 1, 2, 3}, order); diff != "" {
+			t.Error(diff)
+		}
+		if err := s.Close(); err != nil {
+			t.Error(err)
+		}
+	})
 }

@@ -28,14 +28,15 @@ type Table[T any] struct {
 
 	put, remove *sql.Stmt
 
-	// write lets one change at a time at the disk; it is taken before mu.
-	write sync.Mutex
+	// write lets one change at a time read, change and write a row; it is taken
+	// before the store's, and that before mu.
+	write turns
 	mu    sync.RWMutex // guards rows; never held across a disk access
 	rows  map[string]*T
 }
 
 func loadTable[T any](ctx context.Context, s *Store, name string, c codec[T]) (*Table[T], error) {
-	t := &Table[T]{store: s, codec: c, rows: map[string]*T{}}
+	t := &Table[T]{store: s, codec: c, write: make(turns, 1), rows: map[string]*T{}}
 	damaged, err := t.read(ctx, name)
 	if err != nil {
 		return nil, fmt.Errorf("read %s: %w", name, err)
