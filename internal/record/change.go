@@ -8,6 +8,8 @@ import (
 const (
 	// checkpointEvery is how many changes pass before the log is checkpointed.
 	checkpointEvery = 1000
+	// tightEvery is how many while the ballast is given up.
+	tightEvery = 100
 	// longLog is how many pages the log may hold before changes wait for a
 	// checkpoint; a database that never rests gets no further otherwise.
 	longLog = 16384
@@ -25,10 +27,18 @@ func (t turns) Unlock() { <-t }
 func (s *Store) exec(stmt *sql.Stmt, args ...any) error {
 	s.write.Lock()
 	defer s.write.Unlock()
-	if _, err := stmt.Exec(args...); err != nil {
+	err := s.withRoom(func() error {
+		_, err := stmt.Exec(args...)
+		return err
+	})
+	if err != nil {
 		return err
 	}
-	if s.changes++; s.changes >= checkpointEvery {
+	every := checkpointEvery
+	if s.ballast.given.Load() {
+		every = tightEvery
+	}
+	if s.changes++; s.changes >= every {
 		s.changes = 0
 		s.wantCheckpoint()
 	}
@@ -44,13 +54,20 @@ func (s *Store) wantCheckpoint() {
 }
 
 // checkpoints copies the write-ahead log into the database when it has grown,
-// beside the changes that go on. It ends with Close.
+// beside the changes that go on, and makes the ballast again. It ends with
+// Close.
 func (s *Store) checkpoints() {
 	defer close(s.done)
-	for range s.checkpoint {
+	for {
+		select {
+		case <-s.checkpoint:
+		case <-s.stop:
+			return
+		}
 		if err := s.copyLog(); err != nil {
 			s.log.Warn("record store: checkpoint failed; it is tried again", "err", err)
 		}
+		s.ballast.restore()
 	}
 }
 
@@ -69,8 +86,10 @@ func (s *Store) copyLog() error {
 			return err
 		}
 	}
-	_, err = s.db.Exec(fmt.Sprintf("PRAGMA user_version = %d", Version))
-	return err
+	return s.withRoom(func() error {
+		_, err := s.db.Exec(fmt.Sprintf("PRAGMA user_version = %d", Version))
+		return err
+	})
 }
 
 // copyBeside copies what it can without keeping anyone from the database; it

@@ -54,7 +54,11 @@ type Store struct {
 	db   *sql.DB // the connection of the changes
 	side *sql.DB // the connection of the checkpoints, and of reading the journal
 	path string
-	log  *slog.Logger
+	// file is the database. It is closed after the connections, for a close
+	// drops all locks that the process has on a file.
+	file    *os.File
+	ballast *ballast
+	log     *slog.Logger
 
 	begin, end *sql.Stmt
 
@@ -64,7 +68,7 @@ type Store struct {
 	changes int
 
 	checkpoint chan struct{}
-	done       chan struct{}
+	stop, done chan struct{}
 	closeOnce  sync.Once
 	closeErr   error
 }
@@ -72,8 +76,12 @@ type Store struct {
 // Open opens the store at path, made where missing, and reads every record. A
 // file that is no database is set aside beside itself.
 func Open(ctx context.Context, path string, log *slog.Logger) (*Store, error) {
-	s := &Store{path: path, log: log, checkpoint: make(chan struct{}, 1), done: make(chan struct{}), write: make(turns, 1)}
-	err := s.start(ctx)
+	s := &Store{
+		path: path, log: log, ballast: newBallast(path+".ballast", log),
+		checkpoint: make(chan struct{}, 1), stop: make(chan struct{}), done: make(chan struct{}), write: make(turns, 1),
+	}
+	start := func() error { return s.start(ctx) }
+	err := s.withRoom(start)
 	if damagedFile(err) {
 		aside := fmt.Sprintf("%s.damaged-%d", path, time.Now().Unix())
 		log.Error("the record store cannot be read; it is set aside and an empty one is used: the pods of this node will be made again",
@@ -81,11 +89,12 @@ func Open(ctx context.Context, path string, log *slog.Logger) (*Store, error) {
 		if err := setAside(path, aside); err != nil {
 			return nil, fmt.Errorf("record store %s: set aside: %w", path, err)
 		}
-		err = s.start(ctx)
+		err = s.withRoom(start)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("record store %s: %w", path, err)
 	}
+	s.ballast.restore()
 	go s.checkpoints()
 	return s, nil
 }
@@ -103,12 +112,7 @@ func (s *Store) start(ctx context.Context) error {
 }
 
 func (s *Store) connect(ctx context.Context) (err error) {
-	file, err := os.OpenFile(s.path, os.O_RDWR|os.O_CREATE, 0o600)
-	if err != nil {
-		return err
-	}
-	// Before SQLite has it open: a close drops all locks of the process on it.
-	if err := file.Close(); err != nil {
+	if s.file, err = os.OpenFile(s.path, os.O_RDWR|os.O_CREATE, 0o600); err != nil {
 		return err
 	}
 	if s.db, err = openConn(s.path); err != nil {
@@ -139,7 +143,10 @@ func (s *Store) disconnect() error {
 			errs = append(errs, db.Close())
 		}
 	}
-	s.side, s.db = nil, nil
+	if s.file != nil {
+		errs = append(errs, s.file.Close())
+	}
+	s.side, s.db, s.file = nil, nil, nil
 	return errors.Join(errs...)
 }
 
@@ -214,9 +221,12 @@ func (s *Store) load(ctx context.Context) (err error) {
 // Close ends the store; no call is under way or comes after. Twice is safe.
 func (s *Store) Close() error {
 	s.closeOnce.Do(func() {
-		close(s.checkpoint)
+		close(s.stop)
 		<-s.done
-		_, err := s.side.Exec("PRAGMA wal_checkpoint(TRUNCATE)")
+		err := s.withRoom(func() error {
+			_, err := s.side.Exec("PRAGMA wal_checkpoint(TRUNCATE)")
+			return err
+		})
 		s.closeErr = errors.Join(err, s.disconnect())
 	})
 	return s.closeErr
