@@ -11,7 +11,8 @@
 //     meets the log's new beginning, once in checkpointEvery changes.
 //   - What readers get is immutable. A change makes a new value.
 //   - A row that cannot be read is set aside in the table damaged with its
-//     reason and never stops the daemon; FORMAT.md describes the tables.
+//     reason and never stops the daemon; FORMAT.md describes the tables. What
+//     a newer berth wrote is no damage: Open fails and changes nothing.
 //
 // Concurrency: a Store is safe for concurrent use. Reads come from memory and
 // wait for no disk. Changes follow each other on one connection.
@@ -204,11 +205,19 @@ func setAside(path, aside string) error {
 	return nil
 }
 
+// load reads all before it changes anything: a newer berth's records stay as
+// they are.
 func (s *Store) load(ctx context.Context) (err error) {
-	if s.Sandboxes, err = loadTable(ctx, s, "sandboxes", sandboxCodec); err != nil {
+	s.Sandboxes, s.Containers = newTable(s, "sandboxes", sandboxCodec), newTable(s, "containers", containerCodec)
+	boxes, err := s.Sandboxes.read(ctx)
+	if err != nil {
 		return err
 	}
-	if s.Containers, err = loadTable(ctx, s, "containers", containerCodec); err != nil {
+	containers, err := s.Containers.read(ctx)
+	if err != nil {
+		return err
+	}
+	if err := errors.Join(s.Sandboxes.begin(ctx, boxes), s.Containers.begin(ctx, containers)); err != nil {
 		return err
 	}
 	if s.begin, err = s.db.PrepareContext(ctx, "INSERT OR REPLACE INTO journal (op, object, step, begun) VALUES (?, ?, ?, ?)"); err != nil {

@@ -150,6 +150,47 @@ func TestNewerSchemaIsRefused(t *testing.T) {
 	}
 }
 
+// A row of a newer berth is not damaged; nor is anything set aside beside it.
+func TestNewerRowIsRefused(t *testing.T) {
+	for _, table := range []string{"sandboxes", "containers"} {
+		t.Run(table, func(t *testing.T) {
+			path := filepath.Join(t.TempDir(), "records.db")
+			s, _ := open(t, path)
+			for _, err := range []error{
+				s.Sandboxes.Put(sandbox("new")), s.Sandboxes.Put(sandbox("bad")),
+				s.Containers.Put(&Container{ID: "new", Config: &runtime.ContainerConfig{}}),
+			} {
+				if err != nil {
+					t.Fatal(err)
+				}
+			}
+			// Its State has another type.
+			if _, err := s.db.Exec("UPDATE sandboxes SET body = x'7b22' WHERE id = 'bad'; UPDATE " + table + ` SET body = '{"v":2,"ID":"new","State":{}}' WHERE id = 'new'`); err != nil {
+				t.Fatal(err)
+			}
+			if err := s.Close(); err != nil {
+				t.Fatal(err)
+			}
+			_, err := Open(t.Context(), path, slog.New(slog.DiscardHandler))
+			if !errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), "newer berth") {
+				t.Errorf("err = %v", err)
+			}
+			db, err := openConn(path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			var rows, damaged int
+			err = db.QueryRow("SELECT (SELECT count(*) FROM sandboxes) + (SELECT count(*) FROM containers), (SELECT count(*) FROM damaged)").Scan(&rows, &damaged)
+			if err != nil || rows != 3 || damaged != 0 {
+				t.Errorf("%d rows, %d set aside, %v", rows, damaged, err)
+			}
+			if err := db.Close(); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
 func TestResolve(t *testing.T) {
 	s, _ := open(t, filepath.Join(t.TempDir(), "records.db"))
 	for _, id := range []string{"aa1", "aa2", "b", "bb"} {
