@@ -20,7 +20,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"runtime/debug"
 	"time"
 )
 
@@ -103,25 +102,24 @@ func (r *Runner) do(ctx context.Context, op, object string, step Step) (err erro
 	}
 	start := time.Now()
 	defer func() {
-		if p := recover(); p != nil {
-			err = fmt.Errorf("panic: %v\n%s", p, debug.Stack())
-		}
 		took := time.Since(start)
 		if r.opts.Observe != nil {
 			r.opts.Observe(op, step.Name, took, err)
 		}
 		r.opts.Log.Debug("step done", "op", op, "object", object, "step", step.Name, "took", took, "err", err)
 	}()
-	if err := r.opts.Failpoints.hit(ctx, op, step.Name, before); err != nil {
-		return err
-	}
-	if err := step.Do(ctx); err != nil {
-		return err
-	}
-	return r.opts.Failpoints.hit(ctx, op, step.Name, after)
+	return Guard(r.opts.Log, func() error {
+		if err := r.opts.Failpoints.hit(ctx, op, step.Name, before); err != nil {
+			return err
+		}
+		if err := step.Do(ctx); err != nil {
+			return err
+		}
+		return r.opts.Failpoints.hit(ctx, op, step.Name, after)
+	}, "op", op, "object", object, "step", step.Name)
 }
 
-// undo ends with the first failure: the steps before it hold what trying again
+// undo ends with the first failure, or panic: the steps before it hold what trying again
 // needs, as the namespace for a network, and the record, without which nobody
 // would.
 func (r *Runner) undo(ctx context.Context, op, object string, steps []Step) error {
@@ -131,7 +129,7 @@ func (r *Runner) undo(ctx context.Context, op, object string, steps []Step) erro
 			continue
 		}
 		uctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTimeout)
-		err := step.Undo(uctx)
+		err := Guard(r.opts.Log, func() error { return step.Undo(uctx) }, "op", op, "object", object, "undo of step", step.Name)
 		cancel()
 		if err != nil {
 			r.opts.Log.Error("step not undone; it is tried again when the object is removed or the daemon starts",
