@@ -20,6 +20,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"time"
 )
 
@@ -69,9 +70,17 @@ func New(opts Options) *Runner { return &Runner{opts} }
 // Run does the steps of op on object in their order. The error of the step
 // that failed is returned with its name; an undo that failed is joined to it,
 // and the journal keeps the entry for the reconciler.
+//
+// Where the journal cannot be written, as on a full disk, a step is not begun:
+// after a crash nobody would undo it. An operation whose steps have no undo
+// goes on without, for its retry is all that finishes it.
 func (r *Runner) Run(ctx context.Context, op, object string, steps ...Step) error {
+	undoes := slices.ContainsFunc(steps, func(s Step) bool { return s.Undo != nil })
 	for i, step := range steps {
 		err := ctx.Err()
+		if err == nil {
+			err = r.begin(op, object, step.Name, undoes)
+		}
 		if err == nil {
 			err = r.do(ctx, op, object, step)
 		}
@@ -82,9 +91,29 @@ func (r *Runner) Run(ctx context.Context, op, object string, steps ...Step) erro
 		if undone := r.undo(ctx, op, object, steps[:i+1]); undone != nil {
 			return errors.Join(err, undone)
 		}
-		return errors.Join(err, r.opts.Journal.End(op, object))
+		r.end(op, object)
+		return err
 	}
-	return r.opts.Journal.End(op, object)
+	r.end(op, object)
+	return nil
+}
+
+// begin notes a step in the journal.
+func (r *Runner) begin(op, object, step string, undoes bool) error {
+	err := r.opts.Journal.Begin(op, object, step)
+	if err != nil && !undoes {
+		r.opts.Log.Error("journal not written; the operation goes on without, since it has nothing to undo", "op", op, "object", object, "step", step, "err", err)
+		return nil
+	}
+	return err
+}
+
+// end forgets what is done, or undone. An entry that stays is looked at by the
+// reconciler, which finds nothing to undo, or undoes once more.
+func (r *Runner) end(op, object string) {
+	if err := r.opts.Journal.End(op, object); err != nil {
+		r.opts.Log.Error("journal entry not removed; the next start looks at it", "op", op, "object", object, "err", err)
+	}
 }
 
 // Undo takes all the steps back, last first, as if the last of them had
@@ -97,9 +126,6 @@ func (r *Runner) Undo(ctx context.Context, op, object string, steps ...Step) err
 }
 
 func (r *Runner) do(ctx context.Context, op, object string, step Step) (err error) {
-	if err := r.opts.Journal.Begin(op, object, step.Name); err != nil {
-		return err
-	}
 	start := time.Now()
 	defer func() {
 		took := time.Since(start)

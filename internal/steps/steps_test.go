@@ -78,6 +78,40 @@ func TestRun(t *testing.T) {
 	}
 }
 
+// full is a Journal that cannot be written.
+type full struct{}
+
+func (full) Begin(op, object, step string) error { return errors.New("disk full") }
+func (full) End(op, object string) error         { return errors.New("disk full") }
+
+func TestJournalThatCannotBeWritten(t *testing.T) {
+	nothing := func(context.Context) error { return nil }
+	for _, tc := range []struct {
+		name  string
+		steps []Step
+		did   string
+		fails bool
+	}{
+		{name: "with an undo: not begun", steps: []Step{{Name: "a"}, {Name: "b", Undo: nothing}}, fails: true},
+		{name: "without: goes on", steps: []Step{{Name: "a"}, {Name: "b"}}, did: "ab"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			var did, log strings.Builder
+			for i, step := range tc.steps {
+				tc.steps[i].Do = func(context.Context) error { did.WriteString(step.Name); return nil }
+			}
+			r := New(Options{Journal: full{}, Log: slog.New(slog.NewTextHandler(&log, nil))})
+			err := r.Run(t.Context(), "Op", "x", tc.steps...)
+			if did.String() != tc.did || (err != nil) != tc.fails {
+				t.Errorf("did %q, err = %v", &did, err)
+			}
+			if !strings.Contains(log.String(), "disk full") {
+				t.Errorf("not logged:\n%s", &log)
+			}
+		})
+	}
+}
+
 func TestParseFailpointsRefuses(t *testing.T) {
 	for _, bad := range []string{"x", "a/b", "a=error", "a/b=burn", "a/b=delay:soon"} {
 		if _, err := ParseFailpoints(bad); err == nil {
