@@ -37,7 +37,7 @@ func newDisk(t *testing.T) *disk {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		if err := file.Close(); err != nil {
+		if err := file.Close(); err != nil && !errors.Is(err, os.ErrClosed) {
 			t.Error(err)
 		}
 	})
@@ -166,5 +166,34 @@ func TestOpenOnAFullDisk(t *testing.T) {
 	open(t, d.records())
 	if !d.hasBallast() {
 		t.Error("not made again")
+	}
+}
+
+// A file system that the kernel made read-only: the error says so, and the
+// records stay.
+func TestOpenOnAReadOnlyDisk(t *testing.T) {
+	d := newDisk(t)
+	s, _ := open(t, d.records())
+	if err := errors.Join(s.Sandboxes.Put(sandbox("x")), s.Close()); err != nil {
+		t.Fatal(err)
+	}
+	mount := func(flags uintptr) {
+		t.Helper()
+		if err := unix.Mount("", d.dir, "", unix.MS_REMOUNT|unix.MS_BIND|flags, ""); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := d.file.Close(); err != nil {
+		t.Fatal(err)
+	}
+	mount(unix.MS_RDONLY)
+	_, err := Open(t.Context(), d.records(), slog.New(slog.DiscardHandler))
+	if !errdefs.IsFailedPrecondition(err) || !errors.Is(err, unix.EROFS) {
+		t.Errorf("err = %v", err)
+	}
+	mount(0)
+	s, _ = open(t, d.records())
+	if _, err := s.Sandboxes.Get("x"); err != nil {
+		t.Error(err)
 	}
 }

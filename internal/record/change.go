@@ -3,6 +3,8 @@ package record
 import (
 	"database/sql"
 	"fmt"
+
+	"github.com/containerd/errdefs"
 )
 
 const (
@@ -31,6 +33,9 @@ func (s *Store) exec(stmt *sql.Stmt, args ...any) error {
 		_, err := stmt.Exec(args...)
 		return err
 	})
+	if damagedFile(err) {
+		return fmt.Errorf("the record store %s is damaged; restart berth, which keeps what can be read of it: %w: %w", s.path, err, errdefs.ErrDataLoss)
+	}
 	if err != nil {
 		return err
 	}

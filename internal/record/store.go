@@ -11,7 +11,8 @@
 //     meets the log's new beginning, once in checkpointEvery changes.
 //   - What readers get is immutable. A change makes a new value.
 //   - A row that cannot be read is set aside in the table damaged with its
-//     reason and never stops the daemon; FORMAT.md describes the tables. What
+//     reason and never stops the daemon, nor does a damaged file, of which all
+//     that can be read is taken over; FORMAT.md describes the tables. What
 //     a newer berth wrote is no damage: Open fails and changes nothing.
 //
 // Concurrency: a Store is safe for concurrent use. Reads come from memory and
@@ -30,8 +31,8 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
-	"modernc.org/sqlite" // pure Go, so that the daemon stays one static binary
-	sqlite3 "modernc.org/sqlite/lib"
+	"golang.org/x/sys/unix"
+	_ "modernc.org/sqlite" // pure Go, so that the daemon stays one static binary
 )
 
 // Version is the schema that this package reads and writes.
@@ -75,22 +76,27 @@ type Store struct {
 }
 
 // Open opens the store at path, made where missing, and reads every record. A
-// file that is no database is set aside beside itself.
+// file that is damaged is set aside beside itself, and what can be read of it
+// is taken over.
+//
+// Errors: ErrFailedPrecondition where a newer berth wrote it, or it cannot be
+// written; ErrResourceExhausted on a full disk. Neither changes anything.
 func Open(ctx context.Context, path string, log *slog.Logger) (*Store, error) {
 	s := &Store{
 		path: path, log: log, ballast: newBallast(path+".ballast", log),
 		checkpoint: make(chan struct{}, 1), stop: make(chan struct{}), done: make(chan struct{}), write: make(turns, 1),
 	}
-	start := func() error { return s.start(ctx) }
-	err := s.withRoom(start)
+	err := s.withRoom(func() error { return s.start(ctx, "") })
 	if damagedFile(err) {
 		aside := fmt.Sprintf("%s.damaged-%d", path, time.Now().Unix())
-		log.Error("the record store cannot be read; it is set aside and an empty one is used: the pods of this node will be made again",
-			"file", path, "set aside as", aside, "err", err)
+		log.Error("the record store is damaged; it is set aside, and what can be read of it is taken over", "file", path, "set aside as", aside, "err", err)
 		if err := setAside(path, aside); err != nil {
 			return nil, fmt.Errorf("record store %s: set aside: %w", path, err)
 		}
-		err = s.withRoom(start)
+		err = s.withRoom(func() error { return s.start(ctx, aside) })
+	}
+	if errors.Is(err, unix.EROFS) {
+		err = fmt.Errorf("%w; the kernel may have made it so after an error (see dmesg): repair it and mount it writable: %w", err, errdefs.ErrFailedPrecondition)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("record store %s: %w", path, err)
@@ -100,9 +106,15 @@ func Open(ctx context.Context, path string, log *slog.Logger) (*Store, error) {
 	return s, nil
 }
 
-// start opens the database and reads it; where it fails nothing stays open.
-func (s *Store) start(ctx context.Context) error {
+// start opens the database, takes over what can be read of a damaged one, if
+// there is one, and reads it; where it fails nothing stays open.
+func (s *Store) start(ctx context.Context, damaged string) error {
 	err := s.connect(ctx)
+	if err == nil && damaged != "" {
+		var rows int
+		rows, err = s.salvage(ctx, damaged)
+		s.log.Error("taken over from the damaged record store; pods that are not in it will be made again", "rows", rows, "err", err)
+	}
 	if err == nil {
 		err = s.load(ctx)
 	}
@@ -152,6 +164,13 @@ func (s *Store) disconnect() error {
 }
 
 func migrate(ctx context.Context, db *sql.DB) error {
+	var version int
+	if err := db.QueryRowContext(ctx, "PRAGMA user_version").Scan(&version); err != nil {
+		return err
+	}
+	if version > Version {
+		return fmt.Errorf("schema version %d is not %d: it was written by a newer berth; install that version, or move the file away after draining the node: %w", version, Version, errdefs.ErrFailedPrecondition)
+	}
 	var verdict string
 	if err := db.QueryRowContext(ctx, "PRAGMA quick_check(1)").Scan(&verdict); err != nil {
 		return err
@@ -159,50 +178,17 @@ func migrate(ctx context.Context, db *sql.DB) error {
 	if verdict != "ok" {
 		return fmt.Errorf("%w: %s", errDamaged, verdict)
 	}
-	var version int
-	if err := db.QueryRowContext(ctx, "PRAGMA user_version").Scan(&version); err != nil {
-		return err
-	}
-	switch version {
-	case Version:
+	if version == Version {
 		return nil
-	case 0:
-		tx, err := db.BeginTx(ctx, nil)
-		if err != nil {
-			return err
-		}
-		if _, err := tx.ExecContext(ctx, schema); err != nil {
-			return errors.Join(err, tx.Rollback())
-		}
-		return tx.Commit()
 	}
-	return fmt.Errorf("schema version %d is not %d: it was written by a newer berth; install that version, or move the file away after draining the node: %w", version, Version, errdefs.ErrFailedPrecondition)
-}
-
-var errDamaged = errors.New("damaged")
-
-func damagedFile(err error) bool {
-	if errors.Is(err, errDamaged) {
-		return true
-	}
-	var e *sqlite.Error
-	if !errors.As(err, &e) {
-		return false
-	}
-	code := e.Code() & 0xff
-	return code == sqlite3.SQLITE_CORRUPT || code == sqlite3.SQLITE_NOTADB
-}
-
-func setAside(path, aside string) error {
-	if err := os.Rename(path, aside); err != nil {
+	tx, err := db.BeginTx(ctx, nil)
+	if err != nil {
 		return err
 	}
-	for _, suffix := range []string{"-wal", "-shm"} {
-		if err := os.Rename(path+suffix, aside+suffix); err != nil && !errors.Is(err, os.ErrNotExist) {
-			return err
-		}
+	if _, err := tx.ExecContext(ctx, schema); err != nil {
+		return errors.Join(err, tx.Rollback())
 	}
-	return nil
+	return tx.Commit()
 }
 
 // load reads all before it changes anything: a newer berth's records stay as

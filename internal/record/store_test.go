@@ -3,6 +3,7 @@ package record
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"os"
@@ -132,6 +133,50 @@ func TestFileThatIsNoDatabaseIsSetAside(t *testing.T) {
 	aside, err := filepath.Glob(path + ".damaged-*")
 	if err != nil || len(aside) == 0 || !strings.Contains(log.String(), "set aside") {
 		t.Errorf("set aside: %v, %v, log %s", aside, err, log)
+	}
+}
+
+// A page that is damaged costs the records on it alone, and those that only the
+// log had are kept.
+func TestDamagedDatabaseIsTakenOver(t *testing.T) {
+	const boxes = 200
+	killed, path := filepath.Join(t.TempDir(), "records.db"), filepath.Join(t.TempDir(), "records.db")
+	s, _ := open(t, killed)
+	for i := range boxes {
+		if err := s.Sandboxes.Put(sandbox(fmt.Sprintf("%03d", i))); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := errors.Join(s.copyLog(), s.Begin("Op", "x", "s"), s.Sandboxes.Put(sandbox("late"))); err != nil {
+		t.Fatal(err)
+	}
+	content, err := os.ReadFile(killed)
+	if err != nil {
+		t.Fatal(err)
+	}
+	const page = 4096
+	at := bytes.Index(content, []byte(`"ID":"100"`)) / page * page
+	copy(content[at:at+page], bytes.Repeat([]byte{0xff}, page))
+	wal, err := os.ReadFile(killed + "-wal")
+	if err := errors.Join(err, os.WriteFile(path, content, 0o600), os.WriteFile(path+"-wal", wal, 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	s, log := open(t, path)
+	if n := len(s.Sandboxes.List()); n < boxes*3/4 || n > boxes {
+		t.Errorf("%d of %d records are left; log:\n%s", n, boxes+1, log)
+	}
+	if _, err := s.Sandboxes.Get("late"); err != nil {
+		t.Error(err)
+	}
+	if u, err := s.Unfinished(t.Context()); err != nil || len(u) != 1 {
+		t.Errorf("journal: %v, %v", u, err)
+	}
+	aside, err := filepath.Glob(path + ".damaged-*[0-9]")
+	if err != nil || len(aside) != 1 {
+		t.Fatalf("set aside: %v, %v", aside, err)
+	}
+	if err := s.Sandboxes.Put(sandbox("new")); err != nil {
+		t.Error(err)
 	}
 }
 
