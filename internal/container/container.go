@@ -146,7 +146,7 @@ func New(o Options) *Service {
 	return &Service{
 		Options: o, client: o.Engine.Client(),
 		base: base, cancel: cancel,
-		flights: steps.NewFlights[string](base),
+		flights: steps.NewFlights[string](base, o.Log),
 		live:    map[string]*live{},
 	}
 }

@@ -39,7 +39,7 @@ func (s *Service) follow(l *live) {
 			return
 		}
 		close(l.ended)
-		if !s.drain(l) || !s.recordEnd(l.id, end) {
+		if !s.drain(l) || !s.recordEnd(s.base, l.id, end) {
 			s.closeStdio(l)
 			return
 		}
@@ -144,9 +144,8 @@ func (s *Service) drain(l *live) bool {
 }
 
 // recordEnd records the end, as often as it takes, for a disk may be full;
-// false where the daemon ends first. A container without a record is being
-// removed.
-func (s *Service) recordEnd(id string, e end) bool {
+// false where ctx ends first. A container without a record is being removed.
+func (s *Service) recordEnd(ctx context.Context, id string, e end) bool {
 	for pause := retryFirst; ; pause = min(2*pause, retryMost) {
 		c, err := s.Store.Containers.Update(id, func(r *record.Container) {
 			r.State, r.FinishedAt, r.PID = record.ContainerExited, e.at, 0
@@ -163,7 +162,7 @@ func (s *Service) recordEnd(id string, e end) bool {
 		s.Log.Error("end of a container not recorded; trying again", "container", id, "err", err)
 		select {
 		case <-time.After(pause):
-		case <-s.base.Done():
+		case <-ctx.Done():
 			return false
 		}
 	}
@@ -209,13 +208,28 @@ func (s *Service) dropStdio(ctx context.Context, id string, io *logs.IO) error {
 // ended meanwhile, is followed; one whose task is gone has ended in a way that
 // is not known.
 func (s *Service) Resume(ctx context.Context, c *record.Container) error {
+	// Calls may be served meanwhile: they wait, or came first.
+	release, err := s.slots.Acquire(ctx, c.ID)
+	if err != nil {
+		return err
+	}
+	defer release()
+	if c, err = s.Store.Containers.Get(c.ID); err != nil {
+		return ignoreGone(err)
+	}
+	if s.liveOf(c.ID) != nil {
+		return nil
+	}
 	if c.State != record.ContainerRunning {
 		return s.tidy(ctx, c)
 	}
 	task, err := s.loadTask(s.Engine.Context(ctx), c.ID)
 	if notFound(err) {
 		s.Log.Warn("a container's task is gone", "container", c.ID)
-		s.recordEnd(c.ID, end{unknownExitCode, time.Now(), "Unknown", "the container's task was gone when berth started, as after a reboot, so how it ended is not known"})
+		lost := end{unknownExitCode, time.Now(), "Unknown", "the container's task was gone when berth started, as after a reboot, so how it ended is not known"}
+		if !s.recordEnd(ctx, c.ID, lost) {
+			return ctx.Err()
+		}
 		return errors.Join(s.finishLog(c), s.tidy(ctx, c))
 	}
 	l := newLive(c.ID)

@@ -98,7 +98,7 @@ type Service struct {
 // New returns a Service; Close ends it.
 func New(o Options) *Service {
 	base, cancel := context.WithCancel(context.Background())
-	return &Service{Options: o, base: base, cancel: cancel, runs: steps.NewFlights[string](base)}
+	return &Service{Options: o, base: base, cancel: cancel, runs: steps.NewFlights[string](base, o.Log)}
 }
 
 // Close cuts what is under way, which is undone, and waits for it. Sandboxes
