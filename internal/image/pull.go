@@ -26,9 +26,6 @@ type PullRequest struct {
 	Image *runtime.ImageSpec
 	// Auth may be nil.
 	Auth *runtime.AuthConfig
-	// SandboxConfig is the pod that the image is for; it may be nil and
-	// changes nothing today.
-	SandboxConfig *runtime.PodSandboxConfig
 	// Progress, where set, is called from the goroutine that called Pull.
 	Progress func(Progress)
 }
