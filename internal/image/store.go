@@ -10,8 +10,8 @@
 //     unpacked: whatever is listed can run (an image that ctr imported is
 //     unpacked on first use, see Unpack).
 //   - What is being downloaded is held by a lease named after the reference
-//     (berth-pull-<hash>) which expires; after a crash the next pull of the
-//     reference or Sweep removes it, and containerd's GC frees the content.
+//     and the attempt (berth-pull-<hash>-<random>) which expires; after a crash
+//     Undo or Sweep removes it, and containerd's GC frees the content.
 //   - Removing an image removes its records; GC frees what no other image and
 //     no container's snapshot needs.
 //   - Credentials are in no error, log line, lease or record.

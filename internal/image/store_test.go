@@ -7,14 +7,21 @@ import (
 	"context"
 	"errors"
 	"io"
+	"log/slog"
+	"maps"
+	"net/http"
+	"slices"
 	"strings"
+	"sync"
 	"testing"
+	"time"
 
 	"github.com/containerd/containerd/v2/core/leases"
 	"github.com/containerd/errdefs"
 	"github.com/google/go-cmp/cmp"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 
+	"berth/internal/steps"
 	"berth/internal/testkit"
 )
 
@@ -226,6 +233,80 @@ func TestSweepRemovesWhatACrashLeft(t *testing.T) {
 	if err := manager.Delete(ctx, leases.Lease{ID: others}); err != nil {
 		t.Error(err)
 	}
+}
+
+// journal keeps in memory what is under way.
+type journal struct {
+	mu      sync.Mutex // guards entries
+	entries map[[2]string]bool
+}
+
+func (j *journal) Begin(op, object, _ string) error {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.entries[[2]string{op, object}] = true
+	return nil
+}
+
+func (j *journal) End(op, object string) error {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	delete(j.entries, [2]string{op, object})
+	return nil
+}
+
+func (j *journal) list() [][2]string {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return slices.Collect(maps.Keys(j.entries))
+}
+
+// The reconciler undoes what a crash cut when a kubelet has already asked for
+// the image again.
+func TestUndoLeavesTheRetryAlone(t *testing.T) {
+	r := testkit.OwnRegistry(t)
+	push(t, r, "app:1", newImage(t, testkit.ImageOptions{}))
+	r.Fail(testkit.Fault{Match: "/manifests/", Delay: time.Hour})
+	j := &journal{entries: map[[2]string]bool{}}
+	runner := steps.New(steps.Options{Journal: j, Log: slog.New(slog.DiscardHandler)})
+	var wg sync.WaitGroup
+	hang := func(nth int) *Store {
+		s := newStore(t, func(o *Options) { o.Steps = runner }, "")
+		wg.Go(func() {
+			if _, err := s.Pull(t.Context(), pullRequest(r.Ref("app:1"))); err == nil {
+				t.Error("the pull succeeded")
+			}
+		})
+		testkit.Until(t, 5*time.Second, func(context.Context) string {
+			if r.Requests(http.MethodHead, "/manifests/1") < nth {
+				return "the pull has not begun"
+			}
+			return ""
+		})
+		return s
+	}
+	dead := hang(1)
+	cut := j.list()
+	s := hang(2)
+	for _, u := range cut {
+		if err := runner.Undo(t.Context(), u[0], u[1], s.Undo(u[0], u[1])...); err != nil {
+			t.Error(err)
+		}
+	}
+	if err := s.Sweep(t.Context()); err != nil {
+		t.Error(err)
+	}
+	if n := len(j.list()); n != 1 {
+		t.Errorf("the journal has %d entries, want that of the retry", n)
+	}
+	if left, err := contents(t.Context(), pullLease(r.Ref("app:1"))); err != nil || len(left) != 1 {
+		t.Errorf("leases: %q, %v, want that of the retry", left, err)
+	}
+	if err := errors.Join(s.Close(), dead.Close()); err != nil {
+		t.Error(err)
+	}
+	wg.Wait()
+	wantGone(t, pullLease(r.Ref("app:1")))
 }
 
 func TestInfo(t *testing.T) {
