@@ -10,16 +10,21 @@ import (
 	"log/slog"
 	"maps"
 	"net/http"
+	"os"
 	"slices"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
+	containerd "github.com/containerd/containerd/v2/client"
 	"github.com/containerd/containerd/v2/core/leases"
+	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/errdefs"
+	"github.com/containerd/errdefs/pkg/errgrpc"
 	"github.com/google/go-cmp/cmp"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"golang.org/x/sys/unix"
 
 	"berth/internal/steps"
 	"berth/internal/testkit"
@@ -197,6 +202,129 @@ func TestFsInfo(t *testing.T) {
 	}
 	if len(writable) != 1 || writable[0].UsedBytes.Value >= got[0].UsedBytes.Value {
 		t.Errorf("got %v", writable)
+	}
+}
+
+// layers is a snapshotter of which each Usage waits for a token, where pace is
+// set, and fails while fail is set.
+type layers struct {
+	snapshots.Snapshotter
+	pace chan struct{}
+
+	mu    sync.Mutex // guards the rest
+	fail  map[string]error
+	asked map[string]int
+}
+
+func (l *layers) Usage(ctx context.Context, name string) (snapshots.Usage, error) {
+	l.mu.Lock()
+	l.asked[name]++
+	err := l.fail[name]
+	l.mu.Unlock()
+	if l.pace != nil {
+		select {
+		case <-l.pace:
+		case <-ctx.Done():
+			return snapshots.Usage{}, ctx.Err()
+		}
+	}
+	if err != nil {
+		return snapshots.Usage{}, err
+	}
+	return snapshots.Usage{Size: 1000, Inodes: 1}, nil
+}
+
+func (l *layers) Walk(ctx context.Context, fn snapshots.WalkFunc, _ ...string) error {
+	for name, kind := range map[string]snapshots.Kind{"layer": snapshots.KindCommitted, "box": snapshots.KindActive} {
+		if err := fn(ctx, snapshots.Info{Name: name, Kind: kind}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func withLayers(t *testing.T, l *layers) *Store {
+	t.Helper()
+	l.asked = map[string]int{}
+	client, err := containerd.New("", containerd.WithServices(containerd.WithSnapshotters(map[string]snapshots.Snapshotter{"overlayfs": l})))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return newStore(t, func(o *Options) { o.Client = client }, "")
+}
+
+// A walk that takes longer than any caller waits still gives an answer.
+func TestFsInfoGoesOnWithoutItsCaller(t *testing.T) {
+	l := &layers{pace: make(chan struct{})}
+	s := withLayers(t, l)
+	for range 2 {
+		ctx, cancel := context.WithCancel(t.Context())
+		var wg sync.WaitGroup
+		wg.Go(func() {
+			if _, err := s.FsInfo(ctx); !errors.Is(err, context.Canceled) {
+				t.Errorf("err = %v", err)
+			}
+		})
+		testkit.Until(t, 5*time.Second, func(context.Context) string {
+			l.mu.Lock()
+			defer l.mu.Unlock()
+			if len(l.asked) == 0 {
+				return "the walk has not begun"
+			}
+			return ""
+		})
+		cancel()
+		wg.Wait()
+	}
+	close(l.pace)
+	got, err := s.FsInfo(t.Context())
+	if err != nil || got[0].UsedBytes.Value != 2000 {
+		t.Fatalf("got %v, %v", got, err)
+	}
+	if diff := cmp.Diff(map[string]int{"layer": 1, "box": 1}, l.asked); diff != "" {
+		t.Error(diff)
+	}
+}
+
+func TestFsInfoServesTheLastFiguresMeanwhile(t *testing.T) {
+	l := &layers{}
+	s := withLayers(t, l)
+	if _, err := s.FsInfo(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	old := time.Now().Add(-time.Hour)
+	s.usage.mu.Lock()
+	s.usage.sum.at = old
+	s.usage.mu.Unlock()
+	l.pace = make(chan struct{})
+	got, err := s.FsInfo(t.Context())
+	if err != nil || got[0].UsedBytes.Value != 2000 || got[0].Timestamp != old.UnixNano() {
+		t.Errorf("got %v, %v", got, err)
+	}
+}
+
+func TestAFileThatVanishesHidesNoFigures(t *testing.T) {
+	gone := &os.PathError{Op: "lstat", Path: "/x", Err: unix.ENOENT}
+	for name, err := range map[string]error{"in process": gone, "over gRPC": errgrpc.ToNative(errgrpc.ToGRPC(gone))} {
+		t.Run(name, func(t *testing.T) {
+			l := &layers{fail: map[string]error{"box": err}}
+			s := withLayers(t, l)
+			got, err := s.FsInfo(t.Context())
+			if err != nil || got[0].UsedBytes.Value != 1000 {
+				t.Errorf("never measured: %v, %v", got, err)
+			}
+			if n := l.asked["box"]; n != measureTries {
+				t.Errorf("asked %d times", n)
+			}
+			s.usage.learn("box", snapshots.Usage{Size: 500})
+			s.usage.sum.at = time.Time{}
+			if got, err = s.FsInfo(t.Context()); err != nil || got[0].UsedBytes.Value != 1500 {
+				t.Errorf("measured before: %v, %v", got, err)
+			}
+			if n := l.asked["layer"]; n != 1 {
+				t.Errorf("a committed layer was asked for %d times", n)
+			}
+		})
 	}
 }
 
