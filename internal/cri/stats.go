@@ -122,6 +122,9 @@ func (s *Server) boxStats(ctx context.Context, box *record.Sandbox) (*runtime.Po
 			continue
 		}
 		one, err := s.containerStats(ctx, c)
+		if errdefs.IsNotFound(err) {
+			continue // removed meanwhile
+		}
 		if err != nil {
 			return nil, err
 		}
