@@ -6,9 +6,7 @@ import (
 	"encoding/hex"
 	"fmt"
 	"maps"
-	"path"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -85,17 +83,6 @@ func newID() (string, error) {
 	return hex.EncodeToString(b[:]), nil
 }
 
-// cgroupParent is the one that the client names, or one of our own.
-func (s *Service) cgroupParent(cfg *runtime.PodSandboxConfig, id string) string {
-	if parent := cfg.GetLinux().GetCgroupParent(); parent != "" {
-		return parent
-	}
-	if s.Cgroups.Driver() == "systemd" {
-		return strings.TrimSuffix(path.Base(s.CgroupParent), ".slice") + "-" + id + ".slice"
-	}
-	return path.Join("/", s.CgroupParent, id)
-}
-
 // runSteps are the steps of Run; docs/flow/run-pod.md says what each costs.
 // Their undo uses the ID and the record alone, so that it serves after a crash.
 func (s *Service) runSteps(box *record.Sandbox) []steps.Step {
@@ -109,7 +96,7 @@ func (s *Service) runSteps(box *record.Sandbox) []steps.Step {
 			return host.MountShm(s.Paths.Shm(box.ID), host.DefaultShmSize)
 		}})
 	}
-	list = append(list, steps.Step{Name: "cgroup", Do: func(context.Context) error { return s.Cgroups.Ensure(box.CgroupParent) }})
+	list = append(list, steps.Step{Name: "cgroup", Do: func(ctx context.Context) error { return s.makeCgroup(ctx, box.ID) }})
 	if sharedPID(box) {
 		list = append(list, steps.Step{Name: "init", Do: func(ctx context.Context) error { return s.startInit(ctx, box) }})
 	}

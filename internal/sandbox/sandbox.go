@@ -164,3 +164,11 @@ func (s *Service) pod(box *record.Sandbox) network.Pod {
 
 // notFound tells whether err only says that the sandbox is gone.
 func notFound(err error) bool { return errors.Is(err, errdefs.ErrNotFound) }
+
+// ignoreGone is err but for that.
+func ignoreGone(err error) error {
+	if notFound(err) {
+		return nil
+	}
+	return err
+}
