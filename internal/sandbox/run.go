@@ -183,9 +183,9 @@ func (s *Service) attach(ctx context.Context, box *record.Sandbox) error {
 // announce begins what goes with a sandbox that is ready.
 func (s *Service) announce(id string) {
 	box := s.recordOr(id)
-	s.watch(box)
 	s.Events.Publish(runtime.ContainerEventType_CONTAINER_CREATED_EVENT, id, box)
 	s.Events.Publish(runtime.ContainerEventType_CONTAINER_STARTED_EVENT, id, box)
+	s.watch(box) // after them: it may publish that the pod has stopped
 	m := box.Config.GetMetadata()
 	s.Log.Info("pod is ready", "pod", m.GetNamespace()+"/"+m.GetName(), "sandbox", id, "ips", box.IPs)
 }
