@@ -18,9 +18,9 @@ import (
 	"berth/internal/supervisor"
 )
 
-// runTimeout bounds a run that nobody waits for any more; a kubelet waits
+// opTimeout bounds an operation that nobody waits for any more; a kubelet waits
 // four minutes for a sandbox.
-const runTimeout = 4 * time.Minute
+const opTimeout = 4 * time.Minute
 
 // Run makes a sandbox ready and returns its ID. The configuration is valid.
 //
@@ -32,8 +32,8 @@ func (s *Service) Run(ctx context.Context, req *runtime.RunPodSandboxRequest) (s
 		return "", err
 	}
 	cfg := req.GetConfig()
-	return s.runs.Do(ctx, "run of pod "+name(cfg.GetMetadata()), func(ctx context.Context) (string, error) {
-		ctx, cancel := context.WithTimeout(ctx, runTimeout)
+	return s.flights.Do(ctx, "run of pod "+name(cfg.GetMetadata()), func(ctx context.Context) (string, error) {
+		ctx, cancel := context.WithTimeout(ctx, opTimeout)
 		defer cancel()
 		return s.run(ctx, cfg, handler, req.GetRuntimeHandler())
 	})
