@@ -4,13 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
 	"syscall"
 	"time"
 
 	containerd "github.com/containerd/containerd/v2/client"
 	"github.com/containerd/errdefs"
 	"github.com/moby/sys/signal"
-	"golang.org/x/sync/errgroup"
 
 	"berth/internal/record"
 	"berth/internal/steps"
@@ -142,11 +142,15 @@ func (s *Service) kill(ctx context.Context, l *live) error {
 	}
 }
 
-// StopAll ends every container of a sandbox, side by side.
+// StopAll ends every container of a sandbox, side by side, and returns what
+// went wrong with each.
 func (s *Service) StopAll(ctx context.Context, sandboxID string) error {
-	var group errgroup.Group
-	for _, c := range s.of(sandboxID) {
-		group.Go(func() error { return s.stop(ctx, c.ID, defaultGrace) })
+	var wg sync.WaitGroup
+	all := s.of(sandboxID)
+	errs := make([]error, len(all))
+	for i, c := range all {
+		wg.Go(func() { errs[i] = s.stop(ctx, c.ID, defaultGrace) })
 	}
-	return group.Wait()
+	wg.Wait()
+	return errors.Join(errs...)
 }

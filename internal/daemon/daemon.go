@@ -107,9 +107,13 @@ func (p *parts) close() error {
 	return errors.Join(errs...)
 }
 
+// openDirectories makes and locks the directories. Below those of pods and
+// containers are files that a container made: volumes, with setuid programs
+// perhaps, and its image while it is mounted. Only root may reach them;
+// containers get theirs by bind mounts.
 func (p *parts) openDirectories(context.Context) error {
 	for _, dir := range []string{p.paths.Root, p.paths.State} {
-		if err := os.MkdirAll(dir, 0o711); err != nil {
+		if err := ownDirectory(dir, 0o711); err != nil {
 			return err
 		}
 		file, err := lock(dir, filepath.Join(dir, filepath.Base(p.paths.Lock())), p.Config.Address)
@@ -117,6 +121,27 @@ func (p *parts) openDirectories(context.Context) error {
 			return err
 		}
 		p.later(file.Close)
+	}
+	for _, dir := range []string{p.paths.Sandboxes(), p.paths.Containers(), p.paths.SandboxStates(), p.paths.ContainerStates()} {
+		if err := ownDirectory(dir, 0o700); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// ownDirectory makes a directory, or takes from one that is there what its mode
+// has beyond the one given.
+func ownDirectory(dir string, mode os.FileMode) error {
+	if err := os.MkdirAll(dir, mode); err != nil {
+		return err
+	}
+	info, err := os.Stat(dir)
+	if err != nil {
+		return err
+	}
+	if have := info.Mode().Perm(); have&^mode != 0 {
+		return os.Chmod(dir, have&mode)
 	}
 	return nil
 }
