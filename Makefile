@@ -64,6 +64,11 @@ test: deps build bin/race/berth ## run every test, as root, with real containers
 test-crash: deps build bin/race/berth ## fail and kill the daemon at every step, check that nothing is lost or left
 	BERTH_CRASH_FULL=1 BERTH_CRASH_KILLS=100 $(GO) test -count=1 -timeout 60m -v ./test/crash/...
 
+# Not part of test: its kubelet takes minutes to build the first time.
+.PHONY: test-kubelet
+test-kubelet: deps build bin/race/berth bin/test/kubelet ## run a real kubelet on berth and check its pods through its API
+	$(GO) test -race -count=1 -tags kubelet -timeout 30m -v ./test/kubelet/...
+
 FUZZTIME ?= 10s
 .PHONY: fuzz
 fuzz: ## run each fuzz target for FUZZTIME
@@ -110,6 +115,13 @@ $(CNI:%=$(LIBEXEC)/cni/%) &: $(TOOL_PINS)
 	cd tools && CGO_ENABLED=0 $(GOBUILD) -ldflags '-s -w' -o ../$(LIBEXEC)/cni/ \
 		$(CNI_PLUGINS:%=github.com/containernetworking/plugins/plugins/%)
 	touch $(CNI:%=$(LIBEXEC)/cni/%)
+
+KUBELET_PINS := tools/kubelet/go.mod tools/kubelet/go.sum
+KUBELET_VERSION = $$($(GO) list -m -f '{{.Version}}' k8s.io/kubernetes)
+bin/test/kubelet: $(KUBELET_PINS)
+	cd tools/kubelet && CGO_ENABLED=0 $(GOBUILD) -p 2 -o ../../$@ \
+		-ldflags "-s -w -X k8s.io/component-base/version.gitVersion=$(KUBELET_VERSION)" k8s.io/kubernetes/cmd/kubelet
+	touch $@
 
 bin/tools/staticcheck: $(TOOL_PINS)
 	cd tools && CGO_ENABLED=0 $(GOBUILD) -o ../$@ honnef.co/go/tools/cmd/staticcheck
