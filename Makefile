@@ -66,8 +66,8 @@ test-crash: deps build bin/race/berth ## fail and kill the daemon at every step,
 
 # Not part of test: its kubelet takes minutes to build the first time.
 .PHONY: test-kubelet
-test-kubelet: deps build bin/race/berth bin/test/kubelet ## run a real kubelet on berth and check its pods through its API
-	$(GO) test -race -count=1 -tags kubelet -timeout 30m -v ./test/kubelet/...
+test-kubelet: deps build bin/race/berth bin/test/kubelet bin/test/probed ## run a real kubelet on berth and check its pods through its API
+	BERTH_KUBELET='$(CURDIR)/bin/test/kubelet' $(GO) test -race -count=1 -timeout 40m ./test/kubelet
 
 FUZZTIME ?= 10s
 .PHONY: fuzz
@@ -122,6 +122,10 @@ bin/test/kubelet: $(KUBELET_PINS)
 	cd tools/kubelet && CGO_ENABLED=0 $(GOBUILD) -p 2 -o ../../$@ \
 		-ldflags "-s -w -X k8s.io/component-base/version.gitVersion=$(KUBELET_VERSION)" k8s.io/kubernetes/cmd/kubelet
 	touch $@
+
+.PHONY: bin/test/probed
+bin/test/probed:
+	CGO_ENABLED=0 $(GOBUILD) -o $@ ./test/kubelet/probed
 
 bin/tools/staticcheck: $(TOOL_PINS)
 	cd tools && CGO_ENABLED=0 $(GOBUILD) -o ../$@ honnef.co/go/tools/cmd/staticcheck
