@@ -109,16 +109,16 @@ func TestCrashLoop(t *testing.T) {
 
 func TestLogs(t *testing.T) {
 	each(t, func(t *testing.T, n *node) {
-		p := newPod(t, n, "script", script("for i in 1 2 3 4 5; do echo line $i; done; echo bad >&2; sleep 3600"))
-		p.logged(t, "main", "bad")
+		p := newPod(t, n, "script", script("for i in 1 2 3 4 5; do echo line $i; done; sleep 3600"))
+		p.logged(t, "main", "line 5")
 		for name, test := range map[string]struct {
 			query url.Values
 			want  string
 		}{
-			"all":   {nil, "line 1\nline 2\nline 3\nline 4\nline 5\nbad\n"},
-			"tail":  {url.Values{"tailLines": {"2"}}, "line 5\nbad\n"},
+			"all":   {nil, "line 1\nline 2\nline 3\nline 4\nline 5\n"},
+			"tail":  {url.Values{"tailLines": {"2"}}, "line 4\nline 5\n"},
 			"bytes": {url.Values{"limitBytes": {"6"}}, "line 1"},
-			"since": {url.Values{"sinceSeconds": {"3600"}, "tailLines": {"1"}}, "bad\n"},
+			"since": {url.Values{"sinceSeconds": {"3600"}, "tailLines": {"1"}}, "line 5\n"},
 		} {
 			got, err := p.logs(t.Context(), "main", test.query)
 			if err != nil {
@@ -212,7 +212,7 @@ func TestFailedHookRestarts(t *testing.T) {
 }
 
 func TestGracefulEnd(t *testing.T) {
-	const lastWords = "trap 'echo term >>/host/end; sleep 2; echo done >>/host/end; exit 0' TERM; echo up; while :; do sleep 0.1; done"
+	const lastWords = "trap 'echo term >>/host/end; sleep 5; echo done >>/host/end; exit 0' TERM; echo up; while :; do sleep 0.1; done"
 	for name, test := range map[string]struct {
 		script string
 		grace  int64
@@ -223,7 +223,7 @@ func TestGracefulEnd(t *testing.T) {
 		"is cut short":  {"trap 'echo term >>/host/end' TERM; echo up; while :; do sleep 0.1; done", 2, []string{"term"}, soon},
 		"ends at once":  {"trap 'echo term >>/host/end; exit 0' TERM; echo up; while :; do sleep 0.1; done", 60, []string{"term"}, 30 * time.Second},
 		"stop signal":   {"trap 'echo usr1 >>/host/end; exit 0' USR1; echo up; while :; do sleep 0.1; done", 60, []string{"usr1"}, 30 * time.Second},
-		"no time to it": {lastWords, 1, []string{"term"}, soon},
+		"no time to it": {lastWords, 2, []string{"term"}, soon},
 	} {
 		t.Run(name, func(t *testing.T) {
 			each(t, func(t *testing.T, n *node) {

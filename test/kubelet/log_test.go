@@ -10,7 +10,14 @@ import (
 
 // explained are error lines of the kubelet's log that may be there, each with
 // its reason. Everything else fails the run.
-var explained = []struct{ pattern, reason string }{}
+var explained = []struct{ pattern, reason string }{
+	{`Failed to set rlimit on max file handles`, "this machine gives no right to raise a limit"},
+	{`Skipping pod synchronization.* may not have completed yet`, "said at each start, before the first look at the runtime"},
+	{`Failed to read data from checkpoint.*kubelet_internal_checkpoint`, "the device manager's, which a new node does not have"},
+	{`Failed to find cgroups of kubelet`, "the machine's cgroups of the kubelet differ between hierarchies"},
+	{`failed to check if we have separate container filesystem.*no imagefs label`, "said at each start, before cAdvisor knows the file systems"},
+	{`failed to check if node is newer; using informer node`, "a standalone kubelet's node has no version"},
+}
 
 // complaints are the lines of errors in the kubelet's log that nothing
 // explains.

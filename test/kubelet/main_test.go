@@ -49,6 +49,7 @@ var (
 	registry *testkit.Registry
 	// busybox is the plain image, probed the one with a gRPC health service.
 	busybox, probed string
+	imageIDs        []string
 )
 
 func TestMain(m *testing.M) {
@@ -109,24 +110,22 @@ func named(name string, err error) error {
 }
 
 func pushImages() error {
-	img, err := testkit.Image(testkit.ImageOptions{})
-	if err != nil {
-		return err
-	}
-	if _, err := registry.Push("busybox:1", img); err != nil {
-		return err
-	}
 	bin, err := os.ReadFile(filepath.Join(filepath.Dir(program()), "probed"))
 	if err != nil {
 		return err
 	}
-	img, err = testkit.Image(testkit.ImageOptions{Files: map[string]string{"bin/probed": string(bin)}})
-	if err != nil {
-		return err
+	for repo, files := range map[string]map[string]string{"busybox:1": nil, "probed:1": {"bin/probed": string(bin)}} {
+		img, err := testkit.Image(testkit.ImageOptions{Files: files})
+		if err != nil {
+			return err
+		}
+		if _, err := registry.Push(repo, img); err != nil {
+			return err
+		}
+		imageIDs = append(imageIDs, testkit.ID(img))
 	}
-	_, err = registry.Push("probed:1", img)
 	busybox, probed = registry.Ref("busybox:1"), registry.Ref("probed:1")
-	return err
+	return nil
 }
 
 // hideMachine puts this mount namespace's own files over those that a kubelet
@@ -156,7 +155,7 @@ func hideMachine() error {
 
 // addNodeAddress gives the node an address that is not loopback.
 func addNodeAddress() error {
-	link := &netlink.Dummy{LinkAttrs: netlink.LinkAttrs{Name: "node0"}}
+	link := &netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: "node0"}}
 	if err := netlink.LinkAdd(link); err != nil {
 		return fmt.Errorf("the node's link: %w", err)
 	}

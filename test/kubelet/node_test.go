@@ -1,6 +1,7 @@
 package kubelet
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"encoding/json"
@@ -19,6 +20,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+	"k8s.io/apimachinery/pkg/types"
+	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"berth/internal/testkit"
 )
@@ -126,9 +129,8 @@ func (n *node) config() map[string]any {
 		"imageGCHighThresholdPercent": 100,
 		"allowedUnsafeSysctls":        []string{"net.core.somaxconn"},
 		"logging":                     map[string]any{"format": "text", "verbosity": 2},
-		"featureGates":                maps.Clone(n.opts.gates),
 	}
-	gates := map[string]bool{"KubeletCrashLoopBackOffMax": true}
+	gates := map[string]bool{"KubeletCrashLoopBackOffMax": true, "ContainerStopSignals": true}
 	maps.Copy(gates, n.opts.gates)
 	config["featureGates"] = gates
 	maps.Copy(config, n.opts.config)
@@ -226,17 +228,7 @@ func (n *node) check() error {
 	}
 	errs := []error{n.empty(ctx), n.stopKubelet(syscall.SIGTERM), n.unmount(), n.complaints()}
 	if n.before != "" {
-		errs = append(errs, n.client.Clear(ctx), n.pullAgain(ctx), n.daemon.CheckHost(ctx, n.before))
-	}
-	return errors.Join(errs...)
-}
-
-// pullAgain brings back the images that were there before the tests.
-func (n *node) pullAgain(ctx context.Context) error {
-	var errs []error
-	for _, image := range []string{busybox, probed} {
-		_, err := n.client.Pull(ctx, image)
-		errs = append(errs, err)
+		errs = append(errs, n.client.Clear(ctx, imageIDs...), n.daemon.CheckHost(ctx, n.before))
 	}
 	return errors.Join(errs...)
 }
@@ -252,7 +244,7 @@ func (n *node) empty(ctx context.Context) error {
 			return err
 		}
 	}
-	return testkit.Poll(ctx, 90*time.Second, func(ctx context.Context) string {
+	return testkit.Poll(ctx, soon, func(ctx context.Context) string {
 		pods, err := n.pods(ctx)
 		if err != nil {
 			return err.Error()
@@ -261,8 +253,49 @@ func (n *node) empty(ctx context.Context) error {
 		if len(left) > 0 {
 			return "pods are stuck: " + strings.Join(left, ", ")
 		}
-		return ""
+		return cmp.Or(n.running(ctx, ""), n.directories())
 	})
+}
+
+// running tells what runs of the pod with a UID, or of any where it is "", as
+// the runtime says: the kubelet forgets a pod before it has ended it.
+func (n *node) running(ctx context.Context, uid types.UID) string {
+	labels := map[string]string{}
+	if uid != "" {
+		labels["io.kubernetes.pod.uid"] = string(uid)
+	}
+	containers, err := n.client.ListContainers(ctx, &cri.ListContainersRequest{Filter: &cri.ContainerFilter{
+		LabelSelector: labels, State: &cri.ContainerStateValue{State: cri.ContainerState_CONTAINER_RUNNING},
+	}})
+	if err != nil {
+		return err.Error()
+	}
+	for _, c := range containers.Containers {
+		return fmt.Sprintf("container %s of pod %s still runs", c.Metadata.Name, c.Labels["io.kubernetes.pod.name"])
+	}
+	sandboxes, err := n.client.ListPodSandbox(ctx, &cri.ListPodSandboxRequest{Filter: &cri.PodSandboxFilter{
+		LabelSelector: labels, State: &cri.PodSandboxStateValue{State: cri.PodSandboxState_SANDBOX_READY},
+	}})
+	if err != nil {
+		return err.Error()
+	}
+	for _, s := range sandboxes.Items {
+		return fmt.Sprintf("the sandbox of pod %s is still ready", s.Metadata.Name)
+	}
+	return ""
+}
+
+// directories tells of directories that the kubelet keeps for pods: it removes
+// them when nothing of a pod runs and its volumes are unmounted.
+func (n *node) directories() string {
+	left, err := os.ReadDir(n.dir + "/root/pods")
+	if err != nil {
+		return err.Error()
+	}
+	if len(left) > 0 {
+		return "the kubelet keeps the directory of pod " + left[0].Name()
+	}
+	return ""
 }
 
 // unmount takes away the mounts of volumes that the kubelet left when it ended.

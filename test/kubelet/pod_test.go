@@ -103,7 +103,7 @@ func (p *pod) delete() error {
 	return nil
 }
 
-// gone waits until the kubelet has forgotten the pod.
+// gone waits until the kubelet has forgotten the pod and nothing of it runs.
 func (p *pod) gone(ctx context.Context, within time.Duration) error {
 	return testkit.Poll(ctx, within, func(ctx context.Context) string {
 		pods, err := p.n.pods(ctx)
@@ -113,7 +113,7 @@ func (p *pod) gone(ctx context.Context, within time.Duration) error {
 		if pods[p.name] != nil {
 			return "pod " + p.name + " is still there"
 		}
-		return ""
+		return p.n.running(ctx, p.manifest.UID)
 	})
 }
 
