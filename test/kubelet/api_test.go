@@ -133,7 +133,7 @@ func (p *pod) logs(ctx context.Context, container string, query url.Values) (str
 // logged waits until a container's log holds text and returns the log.
 func (p *pod) logged(t *testing.T, container, text string) (log string) {
 	t.Helper()
-	testkit.Until(t, 60*time.Second, func(ctx context.Context) (saw string) {
+	p.n.until(t, soon, func(ctx context.Context) (saw string) {
 		var err error
 		if log, err = p.logs(ctx, container, nil); err != nil {
 			return err.Error()

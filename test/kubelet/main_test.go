@@ -130,10 +130,12 @@ func pushImages() error {
 
 // hideMachine puts this mount namespace's own files over those that a kubelet
 // changes and that no setting moves: the kernel's tunables, which it then finds
-// as it wants them, and its links to logs.
+// as it wants them, its links to logs and its socket for devices.
 func hideMachine() error {
-	if err := unix.Mount("log", "/var/log", "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, ""); err != nil {
-		return fmt.Errorf("hide /var/log: %w", err)
+	for _, dir := range []string{"/var/log", "/var/lib"} {
+		if err := unix.Mount("hidden", dir, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, ""); err != nil {
+			return fmt.Errorf("hide %s: %w", dir, err)
+		}
 	}
 	for name, value := range map[string]string{
 		"vm/overcommit_memory": "1", "vm/panic_on_oom": "0", "kernel/panic": "10",

@@ -12,8 +12,6 @@ import (
 	"time"
 
 	v1 "k8s.io/api/core/v1"
-
-	"berth/internal/testkit"
 )
 
 func TestPodNetwork(t *testing.T) {
@@ -87,7 +85,7 @@ func TestHostPort(t *testing.T) {
 		})
 		p.ready(t)
 		address := fmt.Sprintf("%s:%d", nodeAddress, port)
-		testkit.Until(t, soon, func(context.Context) string {
+		n.until(t, soon, func(context.Context) string {
 			if got, err := ask(address); err != nil || !strings.HasSuffix(got, "well\n") {
 				return fmt.Sprintf("at the host's port: %q %v", got, err)
 			}
@@ -96,7 +94,7 @@ func TestHostPort(t *testing.T) {
 		if err := p.delete(); err != nil {
 			t.Fatal(err)
 		}
-		testkit.Until(t, soon, func(context.Context) string {
+		n.until(t, soon, func(context.Context) string {
 			if got, err := ask(address); err == nil {
 				return "the host's port still answers " + got
 			}
@@ -131,8 +129,9 @@ func TestShareProcessNamespace(t *testing.T) {
 				if got := p.run(t, "second", "ps"); strings.Contains(got, "sleep 4321") != share {
 					t.Errorf("shared is %v and one container sees of the other: %s", share, got)
 				}
-				first := p.run(t, "first", "readlink", "/proc/self/ns/net", "/proc/self/ns/ipc", "/proc/self/ns/uts")
-				if second := p.run(t, "second", "readlink", "/proc/self/ns/net", "/proc/self/ns/ipc", "/proc/self/ns/uts"); first != second {
+				const spaces = "for n in net ipc uts; do readlink /proc/self/ns/$n; done"
+				first := p.run(t, "first", "sh", "-c", spaces)
+				if second := p.run(t, "second", "sh", "-c", spaces); first != second {
 					t.Errorf("the containers do not share their namespaces: %s%s", first, second)
 				}
 			})
@@ -156,7 +155,7 @@ func TestRefused(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			each(t, func(t *testing.T, n *node) {
 				p := newPod(t, n, "script", test.change)
-				testkit.Until(t, soon, func(ctx context.Context) string {
+				n.until(t, soon, func(ctx context.Context) string {
 					pods, err := n.pods(ctx)
 					if err != nil {
 						return err.Error()

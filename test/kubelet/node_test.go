@@ -115,9 +115,9 @@ func (n *node) config() map[string]any {
 		"address": "127.0.0.1", "port": n.port, "readOnlyPort": 0, "healthzPort": 0,
 		"authentication": map[string]any{"anonymous": map[string]any{"enabled": true}, "webhook": map[string]any{"enabled": false}},
 		"authorization":  map[string]any{"mode": "AlwaysAllow"},
-		// This machine has cgroup v1 and no right to lower oom_score_adj, and its
-		// cgroups are not the kubelet's.
-		"failCgroupV1": false, "failSwapOn": false, "cgroupsPerQOS": false,
+		// This machine has cgroup v1 and no right to lower oom_score_adj. Pods have
+		// cgroups of the kubelet's making, below the daemon's own.
+		"failCgroupV1": false, "failSwapOn": false, "cgroupsPerQOS": true, "cgroupRoot": "/" + n.daemon.CgroupParent,
 		"enforceNodeAllocatable": []string{}, "oomScoreAdj": 0,
 		"makeIPTablesUtilChains": false, "resolvConf": "", "clusterDNS": []string{"192.0.2.53"}, "clusterDomain": "cluster.test",
 		"containerRuntimeEndpoint": "unix://" + n.daemon.Address,
@@ -151,6 +151,28 @@ func (n *node) writeConfig() (string, error) {
 	return file, os.WriteFile(file, text, 0o600)
 }
 
+// makeCgroups makes the root of the kubelet's cgroups, which it wants to find in
+// every hierarchy.
+func (n *node) makeCgroups() error {
+	const root = "/sys/fs/cgroup/"
+	if _, err := os.Stat(root + "cgroup.controllers"); err == nil {
+		return os.MkdirAll(root+n.daemon.CgroupParent, 0o755)
+	}
+	hierarchies, err := os.ReadDir(root)
+	if err != nil {
+		return err
+	}
+	for _, h := range hierarchies {
+		if _, err := os.Stat(root + h.Name() + "/cgroup.procs"); err != nil {
+			continue // a link, or no hierarchy
+		}
+		if err := os.MkdirAll(root+h.Name()+"/"+n.daemon.CgroupParent, 0o755); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // startKubelet starts the kubelet and waits until it serves and has looked at
 // its pods.
 func (n *node) startKubelet(ctx context.Context) error {
@@ -162,7 +184,7 @@ func (n *node) startKubelet(ctx context.Context) error {
 		n.port = port
 	}
 	config, err := n.writeConfig()
-	if err != nil {
+	if err := errors.Join(err, n.makeCgroups()); err != nil {
 		return err
 	}
 	log, err := os.OpenFile(n.logFile, os.O_WRONLY|os.O_APPEND|os.O_CREATE, 0o600)
@@ -189,11 +211,33 @@ func (n *node) startKubelet(ctx context.Context) error {
 	return nil
 }
 
-func (n *node) unready(ctx context.Context) string {
+// ended is how the kubelet ended, nil while it runs.
+func (n *node) ended() error {
 	select {
 	case <-n.done:
-		return "it ended: " + n.cmd.ProcessState.String()
+		return fmt.Errorf("the kubelet ended: %s", n.cmd.ProcessState)
 	default:
+		return nil
+	}
+}
+
+// until is testkit.Until, and fails at once when the kubelet ends.
+func (n *node) until(t *testing.T, within time.Duration, done func(context.Context) string) {
+	t.Helper()
+	testkit.Until(t, within, func(ctx context.Context) string {
+		if n.ended() != nil {
+			return ""
+		}
+		return done(ctx)
+	})
+	if err := n.ended(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func (n *node) unready(ctx context.Context) string {
+	if err := n.ended(); err != nil {
+		return err.Error()
 	}
 	if _, err := n.get(ctx, "/healthz/syncloop"); err != nil {
 		return err.Error()
@@ -227,6 +271,7 @@ func (n *node) check() error {
 		return nil
 	}
 	errs := []error{n.empty(ctx), n.stopKubelet(syscall.SIGTERM), n.unmount(), n.complaints()}
+	// Cgroups of kinds of pods stay while a kubelet may come back.
 	if n.before != "" {
 		errs = append(errs, n.client.Clear(ctx, imageIDs...), n.daemon.CheckHost(ctx, n.before))
 	}
@@ -243,6 +288,9 @@ func (n *node) empty(ctx context.Context) error {
 		if err := os.Remove(f); err != nil {
 			return err
 		}
+	}
+	if err := n.ended(); err != nil {
+		return err
 	}
 	return testkit.Poll(ctx, soon, func(ctx context.Context) string {
 		pods, err := n.pods(ctx)

@@ -105,6 +105,9 @@ func (p *pod) delete() error {
 
 // gone waits until the kubelet has forgotten the pod and nothing of it runs.
 func (p *pod) gone(ctx context.Context, within time.Duration) error {
+	if err := p.n.ended(); err != nil {
+		return err
+	}
 	return testkit.Poll(ctx, within, func(ctx context.Context) string {
 		pods, err := p.n.pods(ctx)
 		if err != nil {
@@ -145,7 +148,7 @@ func (p *pod) describe() string {
 // until waits for a status that want has nothing to say about.
 func (p *pod) until(t *testing.T, want func(*v1.PodStatus) string) (status *v1.PodStatus) {
 	t.Helper()
-	testkit.Until(t, soon, func(ctx context.Context) string {
+	p.n.until(t, soon, func(ctx context.Context) string {
 		pods, err := p.n.pods(ctx)
 		switch {
 		case err != nil:

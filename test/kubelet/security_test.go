@@ -58,7 +58,7 @@ func TestSecurityContext(t *testing.T) {
 		},
 		"masked paths": {
 			v1.PodSecurityContext{}, v1.SecurityContext{},
-			"wc -c </proc/kcore; echo 1 2>/dev/null >/proc/sys/kernel/domainname || echo read-only", "0\nread-only\n",
+			"wc -c </proc/keys; echo 1 2>/dev/null >/proc/sys/kernel/domainname || echo read-only", "0\nread-only\n",
 		},
 		"sysctls": {
 			v1.PodSecurityContext{Sysctls: []v1.Sysctl{{Name: "net.ipv4.ip_unprivileged_port_start", Value: "99"}, {Name: "net.core.somaxconn", Value: "321"}}},

@@ -7,8 +7,6 @@ import (
 	"slices"
 	"strings"
 	"testing"
-
-	"berth/internal/testkit"
 )
 
 // A usage is a part of the kubelet's summary: a number that must not be zero.
@@ -73,7 +71,7 @@ func TestSummary(t *testing.T) {
 	each(t, func(t *testing.T, n *node) {
 		p := newPod(t, n, "busy")
 		p.ready(t)
-		testkit.Until(t, soon, func(ctx context.Context) string {
+		n.until(t, soon, func(ctx context.Context) string {
 			s, err := n.summary(ctx)
 			if err != nil {
 				return err.Error()
@@ -128,7 +126,7 @@ func TestMetrics(t *testing.T) {
 				"container_start_time_seconds", "container_last_seen"},
 		} {
 			t.Run(strings.TrimPrefix(path, "/metrics/"), func(t *testing.T) {
-				testkit.Until(t, soon, func(ctx context.Context) string {
+				n.until(t, soon, func(ctx context.Context) string {
 					text, err := n.get(ctx, path)
 					if err != nil {
 						return err.Error()

@@ -72,7 +72,7 @@ func terminal(t *testing.T, p *pod) {
 	go func() {
 		ended <- p.exec(t.Context(), "main", []string{"sh"}, remotecommand.StreamOptions{Stdin: in, Stdout: &out, Tty: true, TerminalSizeQueue: size})
 	}()
-	testkit.Until(t, soon, func(context.Context) string {
+	p.n.until(t, soon, func(context.Context) string {
 		if _, err := io.WriteString(typed, "stty size\n"); err != nil {
 			return err.Error()
 		}
@@ -121,7 +121,7 @@ func attachTo(t *testing.T, p *pod) {
 		_ = typed.Close() // ends the copy of what is typed
 		<-ended
 	})
-	testkit.Until(t, soon, func(context.Context) string {
+	p.n.until(t, soon, func(context.Context) string {
 		if _, err := io.WriteString(typed, "hello\n"); err != nil {
 			return err.Error()
 		}
