@@ -39,7 +39,7 @@ func (b *bench) about(took time.Duration) ([]string, error) {
 		program string
 		args    []string
 	}{
-		{"berth", "berth", []string{"version"}}, {"containerd", "bench/containerd", []string{"--version"}},
+		{"berth", "berth", []string{"version", "--client"}}, {"containerd", "bench/containerd", []string{"--version"}},
 		{"runc", "libexec/runc", []string{"--version"}},
 	} {
 		lines = append(lines, v.name+": "+versionOf(filepath.Join(b.bin, v.program), v.args))

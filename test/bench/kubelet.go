@@ -6,10 +6,15 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strconv"
+	"strings"
 	"sync/atomic"
 	"time"
 
+	"golang.org/x/sys/unix"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"berth/internal/testkit"
 )
 
 // workProgram is the program of every workload, by its path in the container.
@@ -158,7 +163,49 @@ func (p *pod) up(ctx context.Context) (took, error) {
 		return err
 	})
 	t[keyReady] = t[keyRun] + t[keyCreate] + t[keyStart]
+	if err == nil && p.config.Command[1] == idleArgs[0] {
+		err = p.listens(ctx)
+	}
 	return t, err
+}
+
+// listens waits, outside of any time, until the workload would notice a
+// SIGTERM: the kernel drops one that meets a PID 1 which is just beginning.
+func (p *pod) listens(ctx context.Context) error {
+	tree, _, err := cpuTree()
+	if err != nil {
+		return err
+	}
+	err = testkit.Poll(ctx, startTimeout, func(context.Context) string {
+		procs, _ := filepath.Glob(filepath.Join(tree, p.sandbox.Linux.CgroupParent, "*", "cgroup.procs")) // the pattern is a good one
+		for _, file := range procs {
+			text, err := os.ReadFile(file)
+			if err != nil {
+				return err.Error()
+			}
+			for _, pid := range strings.Fields(string(text)) {
+				if exe, err := os.Readlink("/proc/" + pid + "/exe"); err == nil && exe == workProgram && catchesTERM(pid) {
+					return ""
+				}
+			}
+		}
+		return "the workload of pod " + p.id + " does not wait for signals"
+	})
+	if err != nil {
+		return &stepError{keyStart, err}
+	}
+	return nil
+}
+
+func catchesTERM(pid string) bool {
+	text, err := os.ReadFile("/proc/" + pid + "/status")
+	if err != nil {
+		return false
+	}
+	_, mask, _ := strings.Cut(string(text), "\nSigCgt:\t")
+	mask, _, _ = strings.Cut(mask, "\n")
+	bits, err := strconv.ParseUint(mask, 16, 64)
+	return err == nil && bits&(1<<(unix.SIGTERM-1)) != 0
 }
 
 // down stops the pod and removes it.

@@ -15,23 +15,28 @@
 
 enum { LINE = 80, LINES = 800 };
 
+static void leave(int sig)
+{
+	(void)sig;
+	_exit(0);
+}
+
+static void reap(int sig)
+{
+	(void)sig;
+	while (waitpid(-1, NULL, WNOHANG) > 0)
+		;
+}
+
 static int idle(void)
 {
-	sigset_t set;
-	int sig;
+	struct sigaction on_child = { .sa_handler = reap };
+	struct sigaction on_end = { .sa_handler = leave };
 
-	sigemptyset(&set);
-	sigaddset(&set, SIGTERM);
-	sigaddset(&set, SIGINT);
-	sigaddset(&set, SIGCHLD);
-	sigprocmask(SIG_BLOCK, &set, NULL);
-	while (sigwait(&set, &sig) == 0) {
-		if (sig != SIGCHLD)
-			return 0;
-		while (waitpid(-1, NULL, WNOHANG) > 0)
-			;
-	}
-	return 1;
+	if (sigaction(SIGCHLD, &on_child, NULL) || sigaction(SIGINT, &on_end, NULL) || sigaction(SIGTERM, &on_end, NULL))
+		return 1;
+	for (;;)
+		pause();
 }
 
 static int all(const char *p, size_t n)
