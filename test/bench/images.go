@@ -13,7 +13,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
-	"strings"
+	"sync"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/mutate"
@@ -105,8 +105,8 @@ const (
 	largeFiles  = 16 // a layer: 64 MiB
 )
 
-// largeImage has 8 layers of 64 MiB, of which every second file compresses
-// well and the others not at all.
+// largeImage has 8 layers of 64 MiB, of which every second file is text and
+// the others do not compress at all.
 func largeImage() (v1.Image, error) {
 	layers := make([]v1.Layer, largeLayers)
 	var group errgroup.Group
@@ -193,8 +193,29 @@ func noise(seed uint64, size int) []byte {
 	return data
 }
 
-// prose compresses well and is another text for each number.
+// prose compresses as text does, about three to one, and is another text for
+// each number.
 func prose(n, size int) []byte {
-	line := fmt.Sprintf("%d: the quick brown fox jumps over the lazy dog, %d times in this file\n", n, n%97)
-	return []byte(strings.Repeat(line, size/len(line)+1)[:size])
+	text := make([]byte, 0, size+16)
+	x := uint64(n+1) * 0x9e3779b97f4a7c15
+	for len(text) < size {
+		x ^= x << 13
+		x ^= x >> 7
+		x ^= x << 17
+		text = append(append(text, words[x%uint64(len(words))]...), ' ')
+	}
+	return text[:size]
 }
+
+// words are 2048 pronounceable ones of two to six letters.
+var words = sync.OnceValue(func() [][]byte {
+	all := make([][]byte, 2048)
+	x := uint64(1)
+	for i := range all {
+		for range 1 + i%3 {
+			x = x*6364136223846793005 + 1442695040888963407
+			all[i] = append(all[i], "bcdfghklmnprstvw"[x>>40%16], "aeiou"[x>>33%5])
+		}
+	}
+	return all
+})()
