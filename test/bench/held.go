@@ -26,12 +26,16 @@ func (b *bench) hold(ctx context.Context, n int) (err error) {
 		return err
 	}
 	pause(ctx, b.plan.heldSettle)
-	for _, measure := range []func(context.Context, int, map[*server][]*pod) error{b.heldIdle, b.heldCalls, b.heldRestarts} {
-		if err := measure(ctx, n, pods); err != nil {
-			return err
-		}
+	if err := b.heldIdle(ctx, n); err != nil {
+		return err
 	}
-	return b.heldMemory(n, empty, pods)
+	if err := b.heldMemory(n, empty, pods); err != nil {
+		return err
+	}
+	if err := b.heldCalls(ctx, n, pods); err != nil {
+		return err
+	}
+	return b.heldRestarts(ctx, n, pods)
 }
 
 // holdOn starts n pods. Those that fail are filed and not held.
@@ -102,7 +106,7 @@ func (b *bench) heldMemory(n int, empty map[*server]int64, pods map[*server][]*p
 }
 
 // heldIdle measures both over the same time, in which nobody calls.
-func (b *bench) heldIdle(ctx context.Context, n int, _ map[*server][]*pod) error {
+func (b *bench) heldIdle(ctx context.Context, n int) error {
 	before := map[*server]time.Duration{}
 	began := time.Now()
 	for _, s := range b.servers {
