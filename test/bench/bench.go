@@ -42,7 +42,7 @@ type plan struct {
 func quickPlan() plan {
 	return plan{
 		lifecycles: 10, batches: 2, batch: 16, held: []int{50}, lists: 15, metrics: 1, restarts: 2,
-		idle: 5 * time.Second, execs: 20, execBatches: 2, execBatch: 40, logs: 2, logMiB: 32, pulls: 1, counts: 1,
+		idle: 5 * time.Second, execs: 20, execBatches: 2, execBatch: 40, logs: 2, logMiB: 32, pulls: 2, counts: 1,
 		heldSettle: time.Second, traceSettle: 300 * time.Millisecond,
 	}
 }
@@ -160,16 +160,6 @@ func (b *bench) addTook(s *server, t took) {
 	for key, d := range t {
 		b.results.add(s.name, key, milliseconds(d))
 	}
-}
-
-// fail files a failed call: under the figure that the error names, or else
-// under key.
-func (b *bench) fail(s *server, key string, err error) {
-	step := new(stepError)
-	if errors.As(err, &step) {
-		err = step
-	}
-	b.results.fail(s.name, key, err)
 }
 
 func milliseconds(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }

@@ -14,7 +14,7 @@ func (b *bench) exec(ctx context.Context) error {
 		err := b.alternate(ctx, b.plan.execs, func(s *server) error {
 			began := time.Now()
 			if err := pods[s].execTrue(ctx); err != nil {
-				b.fail(s, keyExec, err)
+				b.results.fail(s.name, keyExec, err)
 				return nil
 			}
 			b.results.add(s.name, keyExec, milliseconds(time.Since(began)))
@@ -28,7 +28,7 @@ func (b *bench) exec(ctx context.Context) error {
 			done := make([]bool, b.plan.execBatch)
 			err := inParallel(ctx, len(done), func(ctx context.Context, i int) error {
 				if err := pods[s].execTrue(ctx); err != nil {
-					b.fail(s, keyExecRate, err)
+					b.results.fail(s.name, keyExecRate, err)
 					return nil
 				}
 				done[i] = true

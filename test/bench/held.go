@@ -49,7 +49,7 @@ func (b *bench) holdOn(ctx context.Context, s *server, n int) ([]*pod, error) {
 		}
 		if _, err := p.up(ctx); err != nil {
 			if ctx.Err() == nil {
-				b.fail(s, heldKey(n, heldUp), err)
+				b.results.fail(s.name, heldKey(n, heldUp), err)
 			}
 			return p.discard(context.WithoutCancel(ctx))
 		}
@@ -75,7 +75,7 @@ func (b *bench) release(ctx context.Context, n int, pods map[*server][]*pod) err
 		began := time.Now()
 		err := inParallel(ctx, len(pods[s]), func(ctx context.Context, i int) error {
 			if _, err := pods[s][i].down(ctx); err != nil {
-				b.fail(s, heldKey(n, heldDown), err)
+				b.results.fail(s.name, heldKey(n, heldDown), err)
 			}
 			return nil
 		})

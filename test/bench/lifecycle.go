@@ -95,7 +95,7 @@ func (b *bench) lifecycles8(ctx context.Context) error {
 		err = inParallel(ctx, b.plan.batch, func(ctx context.Context, i int) error {
 			err := b.with(ctx, s, idleArgs, func(*pod) error { return nil })
 			if err != nil && ctx.Err() == nil {
-				b.fail(s, keyRate, err)
+				b.results.fail(s.name, keyRate, err)
 			}
 			done[i] = err == nil
 			return nil

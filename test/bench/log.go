@@ -28,7 +28,7 @@ func (b *bench) logs1(ctx context.Context) error {
 		}
 		err := b.log(ctx, s)
 		if err != nil && ctx.Err() == nil {
-			b.fail(s, keyLogRate, err)
+			b.results.fail(s.name, keyLogRate, err)
 		}
 		return nil
 	})
