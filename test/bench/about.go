@@ -54,7 +54,7 @@ func versionOf(program string, args []string) string {
 		return "unknown: " + err.Error()
 	}
 	line, _, _ := strings.Cut(strings.TrimSpace(string(out)), "\n")
-	return line
+	return strings.TrimPrefix(line, "client: ")
 }
 
 func processor() string {

@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -77,7 +78,7 @@ func removePodCgroup(cgroup string) {
 type process struct {
 	pid    int
 	exe    string
-	inside bool // the server's cgroup
+	cgroup string // in the tree that counts CPU time, without the first "/"
 }
 
 // processes are the server's: those in its cgroup, and those elsewhere that
@@ -103,27 +104,36 @@ func (s *server) processes() ([]process, error) {
 		if err != nil {
 			continue // gone, or a zombie: it has no memory
 		}
-		p := process{pid: pid, exe: exe, inside: s.inCgroup(pid, controller)}
-		if p.inside || s.named(pid) {
+		p := process{pid: pid, exe: exe, cgroup: cgroupOf(pid, controller)}
+		if within(p.cgroup, s.cgroup) || s.named(pid) {
 			all = append(all, p)
 		}
 	}
 	return all, nil
 }
 
-func (s *server) inCgroup(pid int, controller string) bool {
+// cgroupOf is a process's cgroup in v1's hierarchy of a controller, or in the
+// unified one where there is no other.
+func cgroupOf(pid int, controller string) string {
 	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", pid))
 	if err != nil {
-		return false
+		return "" // it is gone
 	}
+	unified := ""
 	for line := range strings.Lines(string(text)) {
 		parts := strings.SplitN(strings.TrimSpace(line), ":", 3)
-		if len(parts) == 3 && (parts[1] == "" || parts[1] == controller) && strings.HasPrefix(parts[2]+"/", "/"+s.cgroup+"/") {
-			return true
+		switch {
+		case len(parts) != 3:
+		case parts[1] == controller:
+			return strings.TrimPrefix(parts[2], "/")
+		case parts[1] == "":
+			unified = strings.TrimPrefix(parts[2], "/")
 		}
 	}
-	return false
+	return unified
 }
+
+func within(cgroup, parent string) bool { return strings.HasPrefix(cgroup+"/", parent+"/") }
 
 func (s *server) named(pid int) bool {
 	for _, file := range []string{"cmdline", "environ"} {
@@ -167,14 +177,15 @@ func (s *server) memory() (int64, error) {
 }
 
 // cpu is the CPU time of the server's daemon and all that it executed; with
-// pods, of what ran in them too. Processes outside the server's cgroup count
-// with what /proc/PID/stat says, which is in steps of 10 ms.
+// pods, of what ran in them too. A process that left the daemon's cgroup, as a
+// supervisor may, counts with its new one's time where it has that to itself,
+// else with what /proc/PID/stat says, which is in steps of 10 ms.
 func (s *server) cpu(pods bool) (time.Duration, error) {
-	cgroup := s.cgroup
+	counted := s.cgroup
 	if !pods {
-		cgroup = filepath.Join(s.cgroup, daemonCgroup)
+		counted = filepath.Join(s.cgroup, daemonCgroup)
 	}
-	total, err := cgroupCPU(cgroup)
+	total, err := cgroupCPU(counted)
 	if err != nil {
 		return 0, err
 	}
@@ -182,12 +193,48 @@ func (s *server) cpu(pods bool) (time.Duration, error) {
 	if err != nil {
 		return 0, err
 	}
+	added := map[string]bool{}
 	for _, p := range all {
-		if !p.inside && !p.workload() {
-			total += processCPU(p.pid)
+		if p.workload() || within(p.cgroup, counted) || added[p.cgroup] {
+			continue
 		}
+		if !ownCgroup(p.cgroup, all) {
+			total += processCPU(p.pid)
+			continue
+		}
+		added[p.cgroup] = true
+		more, err := cgroupCPU(p.cgroup)
+		if err != nil {
+			return 0, err
+		}
+		total += more
 	}
 	return total, nil
+}
+
+// ownCgroup tells whether a cgroup has no child and holds no process but a
+// server's, of which none is a workload.
+func ownCgroup(cgroup string, servers []process) bool {
+	tree, _, err := cpuTree()
+	if err != nil || cgroup == "" {
+		return false
+	}
+	dir := filepath.Join(tree, cgroup)
+	entries, err := os.ReadDir(dir)
+	if err != nil || slices.ContainsFunc(entries, fs.DirEntry.IsDir) {
+		return false
+	}
+	text, err := os.ReadFile(filepath.Join(dir, "cgroup.procs"))
+	if err != nil {
+		return false
+	}
+	for _, pid := range strings.Fields(string(text)) {
+		ours := func(p process) bool { return strconv.Itoa(p.pid) == pid && !p.workload() }
+		if !slices.ContainsFunc(servers, ours) {
+			return false
+		}
+	}
+	return true
 }
 
 const tick = 10 * time.Millisecond // USER_HZ is 100 on every architecture of Linux that Go runs on

@@ -76,7 +76,7 @@ func (b *bench) newBerth() (*server, error) {
 		"root": s.dir + "/root", "state": s.state, "address": s.address,
 		"registry": table{"config_path": s.certsDir()},
 		"network":  table{"conf_dir": s.netDir(), "default": false},
-		"cgroup":   table{"driver": "cgroupfs"},
+		"cgroup":   table{"driver": "cgroupfs", "parent": "/" + filepath.Join(s.cgroup, podsCgroup)},
 	})
 }
 
