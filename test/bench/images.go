@@ -141,14 +141,16 @@ const (
 
 // smallFilesImage has one layer of 20,000 files of 1 to 4 KiB in 200
 // directories.
-func smallFilesImage() (v1.Image, error) {
+func smallFilesImage() (v1.Image, error) { return filesImage(smallDirs, smallFiles/smallDirs) }
+
+func filesImage(dirs, filesOfEach int) (v1.Image, error) {
 	layer, err := newLayer(func(t *tar.Writer) error {
-		for i := range smallDirs {
+		for i := range dirs {
 			dir := fmt.Sprintf("small/%d/", i)
 			if err := t.WriteHeader(&tar.Header{Typeflag: tar.TypeDir, Name: dir, Mode: 0o755}); err != nil {
 				return err
 			}
-			for j := range smallFiles / smallDirs {
+			for j := range filesOfEach {
 				if err := writeFile(t, fmt.Sprintf("%s%d", dir, j), prose(i*1000+j, 1024+j*1021%3072)); err != nil {
 					return err
 				}
