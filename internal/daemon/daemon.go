@@ -79,6 +79,7 @@ func Run(ctx context.Context, o Options) (err error) {
 		do   func(context.Context) error
 	}{
 		{"directories", p.openDirectories},
+		{"socket", p.claimAddress},
 		{"records", p.openRecords},
 		{"machine", p.readMachine},
 		{"containerd", p.startEngine},
@@ -112,7 +113,7 @@ func (p *parts) openDirectories(context.Context) error {
 		if err := os.MkdirAll(dir, 0o711); err != nil {
 			return err
 		}
-		file, err := lock(dir, filepath.Join(dir, filepath.Base(p.paths.Lock())), p.Config.Address)
+		file, err := lock("directory "+dir, filepath.Join(dir, filepath.Base(p.paths.Lock())), p.Config.Address)
 		if err != nil {
 			return err
 		}
