@@ -151,7 +151,7 @@ func (p *parts) startEngine(ctx context.Context) (err error) {
 	} else {
 		p.engine, err = engine.StartEmbedded(ctx, engine.Options{
 			Root: p.paths.Containerd(), State: p.paths.ContainerdState(), Socket: p.paths.ContainerdSocket(),
-			ShimDirs: []string{p.libexec()}, Log: p.Log,
+			ShimDirs: []string{p.libexec()}, Shims: p.shimPaths(), Log: p.Log,
 		})
 	}
 	if err != nil {
@@ -159,6 +159,17 @@ func (p *parts) startEngine(ctx context.Context) (err error) {
 	}
 	p.later(p.engine.Close)
 	return nil
+}
+
+// shimPaths are the shims that handlers give as paths.
+func (p *parts) shimPaths() []string {
+	var paths []string
+	for _, h := range p.Config.Runtime.Handlers {
+		if filepath.IsAbs(h.Type) {
+			paths = append(paths, h.Type)
+		}
+	}
+	return paths
 }
 
 func (p *parts) libexec() string { return p.Config.Libexec(p.Executable) }
