@@ -79,7 +79,7 @@ func TestReadKernel(t *testing.T) {
 func TestReadThisKernel(t *testing.T) {
 	k, err := ReadKernel()
 	must(t, err)
-	if !slices.Contains(k.Capabilities, "CAP_SYS_ADMIN") || k.Hostname == "" || k.HardLimits["RLIMIT_NOFILE"] == 0 {
+	if !slices.Contains(k.Capabilities, "CAP_SYS_ADMIN") || k.Hostname == "" {
 		t.Errorf("got %+v", k)
 	}
 	if _, err := os.Stat("/sys/fs/cgroup/cgroup.controllers"); (err == nil) != (k.CgroupVersion == 2) {
