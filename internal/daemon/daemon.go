@@ -141,8 +141,13 @@ func (p *parts) readMachine(context.Context) (err error) {
 		return err
 	}
 	p.later(p.cgroups.Close)
-	p.kernel, err = spec.ReadKernel()
-	return err
+	if p.kernel, err = spec.ReadKernel(); err != nil {
+		return err
+	}
+	if p.kernel.SwapAccounting, err = p.cgroups.SwapLimits(); err != nil {
+		p.Log.Warn("containers with a memory limit get none for swap if the kernel can limit it; see to the cgroups and restart berth", "err", err)
+	}
+	return nil
 }
 
 func (p *parts) startEngine(ctx context.Context) (err error) {

@@ -25,7 +25,8 @@ type Kernel struct {
 	// CgroupOptions are the options of the host's cgroup2 mount that a
 	// container which mounts it again must keep.
 	CgroupOptions []string
-	// SwapAccounting says whether swap can be limited.
+	// SwapAccounting says whether swap can be limited. ReadKernel leaves it
+	// out: to tell, a cgroup may have to be made (host.Cgroups.SwapLimits).
 	SwapAccounting bool
 	// HugePages are the page sizes that can be limited ("2MB"); none without
 	// the hugetlb controller.
@@ -126,15 +127,11 @@ func readCgroups(cgroup, hugepages, mounts string, k *Kernel) error {
 	case err == nil:
 		k.CgroupVersion = 2
 		hugetlb = slices.Contains(strings.Fields(string(controllers)), "hugetlb")
-		// The root itself has no such file.
-		found, err := filepath.Glob(filepath.Join(cgroup, "*", "memory.swap.max"))
-		k.SwapAccounting = err == nil && len(found) > 0
 		if k.CgroupOptions, err = cgroupOptions(mounts); err != nil {
 			return err
 		}
 	case errors.Is(err, fs.ErrNotExist):
 		hugetlb = exists(filepath.Join(cgroup, "hugetlb"))
-		k.SwapAccounting = exists(filepath.Join(cgroup, "memory", "memory.memsw.limit_in_bytes"))
 	default:
 		return err
 	}
