@@ -290,8 +290,17 @@ func (p *parts) startStreams(context.Context) (err error) {
 func (p *parts) criOptions() cri.Options {
 	return cri.Options{
 		Sandboxes: p.sandboxes, Containers: p.containers, Images: p.images, Network: p.network, Engine: p.engine,
-		Store: p.store, Stats: stats.New(p.cgroups), Cgroups: p.cgroups, Streams: p.streams, Events: p.events,
+		Store: p.store, Stats: stats.New(p.cgroups, p.hasRecord), Cgroups: p.cgroups, Streams: p.streams, Events: p.events,
 		Metrics: p.metrics, Paths: p.paths, Kernel: p.kernel, Handlers: p.handlerNames(), FSPath: p.fsPath(),
 		Config: p.Config, Log: p.Log,
 	}
+}
+
+// hasRecord tells whether an ID is that of a sandbox or a container.
+func (p *parts) hasRecord(id string) bool {
+	if _, err := p.store.Containers.Get(id); err == nil {
+		return true
+	}
+	_, err := p.store.Sandboxes.Get(id)
+	return err == nil
 }
