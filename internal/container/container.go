@@ -69,6 +69,9 @@ type Handler struct {
 	// PrivilegedWithoutHostDevices keeps the node's devices from privileged
 	// containers.
 	PrivilegedWithoutHostDevices bool
+	// PodAnnotations and ContainerAnnotations are patterns of the annotations
+	// that the runtime is shown.
+	PodAnnotations, ContainerAnnotations []string
 }
 
 // Options configure a Service. All but AppArmorDefault are required.

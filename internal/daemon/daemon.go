@@ -207,7 +207,7 @@ func (p *parts) openNetwork(context.Context) (err error) {
 	p.network, err = network.New(network.Options{
 		ConfDir: n.ConfDir, BinDirs: p.Config.CNIBinDirs(p.Executable), CacheDir: p.paths.CNI(),
 		Default: n.Default, DefaultBridge: n.DefaultBridge, DefaultSubnet: n.DefaultSubnet, DefaultSubnet6: n.DefaultSubnet6,
-		Timeout: n.Timeout.Duration, Log: p.Log,
+		Exclusive: n.Exclusive, Timeout: n.Timeout.Duration, Log: p.Log,
 	})
 	if err != nil {
 		return err
@@ -246,6 +246,7 @@ func (p *parts) openLifecycles(context.Context) error {
 		handlers[name] = container.Handler{
 			Type: h.Type, Binary: p.Config.RuncBinary(h, p.Executable),
 			PrivilegedWithoutHostDevices: h.PrivilegedWithoutHostDevices,
+			PodAnnotations:               h.PodAnnotations, ContainerAnnotations: h.ContainerAnnotations,
 		}
 	}
 	p.containers = container.New(container.Options{
