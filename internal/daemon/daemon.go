@@ -251,7 +251,7 @@ func (p *parts) openLifecycles(context.Context) error {
 	}
 	p.containers = container.New(container.Options{
 		Paths: p.paths, Store: p.store, Steps: p.steps, Engine: p.engine, Images: p.images, Hold: p.hold,
-		Cgroups: p.cgroups, Events: publisher, Log: p.Log, Handlers: handlers,
+		Cgroups: p.cgroups, Events: publisher, Log: p.Log, Handlers: handlers, LostOutput: p.metrics.LostOutput,
 		Snapshotter: p.Config.Containerd.Snapshotter, Kernel: p.kernel, AppArmorDefault: p.loadAppArmor(),
 	})
 	p.later(p.containers.Close)
