@@ -306,6 +306,10 @@ func TestHoldThatHangs(t *testing.T) {
 	if err := p.Signal(unix.SIGSTOP); err != nil {
 		t.Fatal(err)
 	}
+	within(t, "stopped", func() bool {
+		stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", p.PID))
+		return err == nil && bytes.Contains(stat, []byte(") T "))
+	})
 	var wg sync.WaitGroup
 	for i := range 8 {
 		key := fmt.Sprint("c", i)
