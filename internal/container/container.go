@@ -69,9 +69,12 @@ type Handler struct {
 	// PrivilegedWithoutHostDevices keeps the node's devices from privileged
 	// containers.
 	PrivilegedWithoutHostDevices bool
+	// PodAnnotations and ContainerAnnotations are patterns of the annotations
+	// that the runtime is shown.
+	PodAnnotations, ContainerAnnotations []string
 }
 
-// Options configure a Service. All but AppArmorDefault are required.
+// Options configure a Service. All but AppArmorDefault and LostOutput are required.
 type Options struct {
 	Paths       paths.Paths
 	Store       *record.Store
@@ -85,6 +88,8 @@ type Options struct {
 	Handlers    map[string]Handler
 	Snapshotter string
 	Kernel      spec.Kernel
+	// LostOutput is told of bytes of output that a log file did not take.
+	LostOutput func(bytes int)
 	// AppArmorDefault is the loaded profile that RuntimeDefault means.
 	AppArmorDefault string
 }

@@ -196,14 +196,16 @@ func (s *Service) makeContainer(ctx context.Context, c *creation) error {
 		return err
 	}
 	s.planVolumes(c)
+	handler := s.Handlers[c.rec.Handler]
 	made, warnings, err := spec.Container(spec.Input{
 		ID: c.rec.ID, SandboxID: c.box.ID,
 		Sandbox: c.box.Config, Container: c.rec.Config, Image: &c.img.Config, ImageName: c.rec.ImageName,
 		Namespaces: namespaces, CgroupsPath: s.Cgroups.OCIPath(c.box.CgroupParent, c.rec.ID),
 		Hostname: s.Paths.Hostname(c.box.ID), Hosts: s.Paths.Hosts(c.box.ID), ResolvConf: s.Paths.ResolvConf(c.box.ID),
 		Shm: s.Paths.Shm(c.box.ID), User: c.user, Volumes: c.vols, Host: c.host, Kernel: s.Kernel,
-		PrivilegedWithoutHostDevices: s.Handlers[c.rec.Handler].PrivilegedWithoutHostDevices,
-		AppArmorDefault:              s.AppArmorDefault,
+		PrivilegedWithoutHostDevices: handler.PrivilegedWithoutHostDevices,
+		PodAnnotations:               handler.PodAnnotations, ContainerAnnotations: handler.ContainerAnnotations,
+		AppArmorDefault: s.AppArmorDefault,
 	})
 	if err != nil {
 		return err

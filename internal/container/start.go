@@ -128,7 +128,7 @@ func (s *Service) stdioOptions(c *record.Container) logs.Options {
 	return logs.Options{
 		Dir: s.stdioDir(c.ID), ID: c.ID,
 		Stdin: c.Config.GetStdin(), StdinOnce: c.Config.GetStdinOnce(), TTY: c.Config.GetTty(),
-		LogPath: c.LogPath, Log: s.Log,
+		LogPath: c.LogPath, Lost: s.LostOutput, Log: s.Log,
 	}
 }
 
