@@ -28,6 +28,7 @@ import (
 	"berth/internal/network/builtin/bridge"
 	"berth/internal/network/builtin/hostlocal"
 	"berth/internal/network/builtin/loopback"
+	"berth/internal/network/builtin/nft"
 	"berth/internal/network/builtin/portmap"
 
 	"github.com/containernetworking/cni/pkg/invoke"
@@ -54,6 +55,7 @@ type plugin interface {
 type Plugins struct {
 	types map[string]plugin
 	log   *slog.Logger
+	nft   nft.Pool
 	told  sync.Map // network and type whose execution was logged
 }
 
@@ -62,13 +64,16 @@ type Plugins struct {
 func New(exec func() invoke.Exec, log *slog.Logger) *Plugins {
 	p := &Plugins{log: log}
 	p.types = map[string]plugin{
-		"bridge":     &bridge.Plugin{IPAM: ipam{exec}},
+		"bridge":     &bridge.Plugin{IPAM: ipam{exec}, NFT: &p.nft},
 		"host-local": &hostlocal.Plugin{},
-		"portmap":    &portmap.Plugin{Log: log},
+		"portmap":    &portmap.Plugin{Log: log, NFT: &p.nft},
 		"loopback":   loopback.Plugin{},
 	}
 	return p
 }
+
+// Close gives back what is kept from call to call. Closing twice is safe.
+func (p *Plugins) Close() error { return p.nft.Close() }
 
 // Has tells whether there is a plugin of that type here.
 func (p *Plugins) Has(kind string) bool { return p.types[kind] != nil }

@@ -65,7 +65,7 @@ var configurations = []struct {
 	{name: "default gateway with a route of its own", conf: bridgeConf(`"isDefaultGateway":true,` + ipamOf(v4+`,"routes":[{"dst":"0.0.0.0/0","gw":"10.5.0.9"}]`))},
 	{name: "old keys", conf: bridgeConf(`"isGateway":true,` + ipamOf(`"subnet":"10.5.0.0/16","rangeStart":"10.5.3.10","rangeEnd":"10.5.3.20","gateway":"10.5.3.99"`))},
 	{name: "several ranges", conf: bridgeConf(`"isGateway":true,` + ipamOf(`"ranges":[[{"subnet":"10.5.0.0/24","rangeStart":"10.5.0.9","rangeEnd":"10.5.0.9"},{"subnet":"10.6.0.0/24"}],[{"subnet":"fd05::/64"}],[{"subnet":"fd06::/112","gateway":"fd06::99"}]]`))},
-	{name: "routes", conf: bridgeConf(ipamOf(v4 + `,"routes":[{"dst":"192.0.2.0/24","gw":"10.5.0.7","priority":7},{"dst":"198.51.100.0/24","table":33},{"dst":"203.0.113.0/24","scope":253,"mtu":1300}]`)), noCheck: true},
+	{name: "routes", conf: bridgeConf(ipamOf(v4 + `,"routes":[{"dst":"192.0.2.0/24","gw":"10.5.0.7","priority":7},{"dst":"198.51.100.0/24","table":33},{"dst":"203.0.113.0/24","scope":0,"mtu":1300}]`)), noCheck: true},
 	{name: "odd prefixes", conf: bridgeConf(`"isGateway":true,"ipMasq":true,"ipMasqBackend":"nftables",` + ipamOf(`"ranges":[[{"subnet":"10.5.0.0/19"}],[{"subnet":"fd05::/61"}]]`))},
 	{name: "force address", conf: bridgeConf(`"isGateway":true,"forceAddress":true,` + ipamOf(v4))},
 	{name: "hairpin", conf: bridgeConf(`"hairpinMode":true,` + ipamOf(v4))},
@@ -232,7 +232,7 @@ func TestErrors(t *testing.T) {
 					if c.name == "no such namespace" {
 						got[i], _, _ = strings.Cut(got[i], ": ")
 					}
-					if i == 1 {
+					if i == 1 && len(w.list.Plugins) == 1 { // what came before is the runtime's to undo
 						leaves(t, before, w.state())
 					}
 				})

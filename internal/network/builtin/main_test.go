@@ -127,9 +127,14 @@ type ours struct {
 	executed []string
 }
 
-func newOurs(log *slog.Logger) *ours {
+func newOurs(t testing.TB) *ours {
 	o := &ours{next: reference()}
-	o.plugins = New(func() invoke.Exec { return o }, log)
+	o.plugins = New(func() invoke.Exec { return o }, slog.New(slog.NewTextHandler(t.Output(), nil)))
+	t.Cleanup(func() {
+		if err := o.plugins.Close(); err != nil {
+			t.Error(err)
+		}
+	})
 	return o
 }
 
@@ -154,12 +159,13 @@ func (o *ours) ExecPlugin(ctx context.Context, path string, stdin []byte, env []
 func reference() invoke.Exec { return &invoke.DefaultExec{RawExec: &invoke.RawExec{Stderr: os.Stderr}} }
 
 func sides(t testing.TB) []side {
-	return []side{{"reference", reference()}, {"ours", newOurs(slog.New(slog.NewTextHandler(t.Output(), nil)))}}
+	return []side{{"reference", reference()}, {"ours", newOurs(t)}}
 }
 
 // world is one host with a network.
 type world struct {
 	t    testing.TB
+	host *os.File // its namespace
 	dir  string
 	list *libcni.NetworkConfigList
 	caps map[string]any
@@ -172,7 +178,26 @@ func newWorld(t testing.TB, conf string, caps map[string]any) *world {
 	hostNS(t)
 	w := &world{t: t, dir: t.TempDir(), caps: caps}
 	w.list = w.parse(conf)
+	var err error
+	if w.host, err = os.Open("/proc/thread-self/ns/net"); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := w.host.Close(); err != nil {
+			t.Error(err)
+		}
+	})
 	return w
+}
+
+// enter brings another goroutine to the host, for its lifetime.
+func (w *world) enter(t testing.TB) {
+	t.Helper()
+	runtime.LockOSThread()
+	if err := unix.Setns(int(w.host.Fd()), unix.CLONE_NEWNET); err != nil {
+		t.Error(err)
+		runtime.Goexit()
+	}
 }
 
 func (w *world) parse(conf string) *libcni.NetworkConfigList {

@@ -95,7 +95,7 @@ func links(t testing.TB) string {
 	t.Helper()
 	var b strings.Builder
 	for _, cmd := range []string{
-		"ip -d -j addr", "ip -j route show table all", "ip -6 -j route", "bridge -j vlan",
+		"ip -d -j addr", "ip -4 -j route show table all", "ip -6 -j route", "bridge -j vlan",
 	} {
 		b.WriteString("# " + cmd + "\n" + stable(t, strings.Fields(cmd)...))
 	}

@@ -28,6 +28,7 @@ import (
 	"sync"
 
 	"berth/internal/network/builtin/iptables"
+	"berth/internal/network/builtin/nft"
 
 	"github.com/containerd/errdefs"
 	"github.com/containernetworking/cni/pkg/skel"
@@ -48,9 +49,10 @@ type IPAM interface {
 	GC(ctx context.Context, plugin string, args *skel.CmdArgs) error
 }
 
-// Plugin is bridge. IPAM is required.
+// Plugin is bridge. IPAM and NFT are required.
 type Plugin struct {
 	IPAM IPAM
+	NFT  *nft.Pool
 
 	// mu is held while a bridge is made and given its addresses: another call
 	// would see it half made.
@@ -169,7 +171,7 @@ func (p *Plugin) Del(ctx context.Context, args *skel.CmdArgs) error {
 	}
 	err = p.IPAM.Del(ctx, c.IPAMType(), args)
 	if err == nil && c.IPMasq {
-		err = unmasquerade(ctx, iptables.Programs{Env: environ(args)}, c.Name, args.IfName, args.ContainerID)
+		err = p.unmasquerade(ctx, iptables.Programs{Env: environ(args)}, c.Name, args.IfName, args.ContainerID)
 	}
 	return err
 }
@@ -218,7 +220,7 @@ func (p *Plugin) GC(ctx context.Context, args *skel.CmdArgs) error {
 	}
 	err = p.IPAM.GC(ctx, c.IPAMType(), args)
 	if c.IPMasq {
-		err = errors.Join(err, collectMasquerade(c.Name, c.ValidAttachments))
+		err = errors.Join(err, p.collectMasquerade(c.Name, c.ValidAttachments))
 	}
 	return err
 }

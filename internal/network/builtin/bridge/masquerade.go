@@ -67,24 +67,24 @@ func (a *attach) masquerade(ctx context.Context) error {
 	backend := "iptables"
 	if a.IPMasqBackend != nil {
 		backend = *a.IPMasqBackend
-	} else if !a.iptables.Supported(ctx) && nft.Supported() {
+	} else if !a.iptables.Supported(ctx) && a.NFT.Supported() {
 		backend = "nftables"
 	}
 	a.undo = append(a.undo, func() error {
-		return unmasquerade(context.WithoutCancel(ctx), a.iptables, a.Name, a.args.IfName, a.args.ContainerID)
+		return a.unmasquerade(context.WithoutCancel(ctx), a.iptables, a.Name, a.args.IfName, a.args.ContainerID)
 	})
 	switch backend {
 	case "iptables":
 		return masqueradeIPTables(ctx, a.iptables, addrs, a.Name, a.args.ContainerID)
 	case "nftables":
-		return masqueradeNFT(addrs, a.Name, a.args.IfName, a.args.ContainerID)
+		return a.masqueradeNFT(addrs, a.Name, a.args.IfName, a.args.ContainerID)
 	}
 	return fmt.Errorf("unknown ipmasq backend %q", backend)
 }
 
 // masqueradeNFT adds the container's rules, and those that all share.
-func masqueradeNFT(addrs []netip.Prefix, network, ifname, id string) error {
-	return onRules(instancePrefix(network, ifname, id), func(b *nft.Batch, stale []nft.Rule) {
+func (p *Plugin) masqueradeNFT(addrs []netip.Prefix, network, ifname, id string) error {
+	return p.onRules(instancePrefix(network, ifname, id), func(b *nft.Batch, stale []nft.Rule) {
 		b.AddTable()
 		b.AddChain(nft.Chain{Name: masqChain, Comment: masqComment})
 		b.AddChain(nft.Chain{Name: postrouting, Hook: &nft.Hook{Number: unix.NF_INET_POST_ROUTING, Priority: nft.PrioritySNAT}})
@@ -107,40 +107,38 @@ func masqueradeNFT(addrs []netip.Prefix, network, ifname, id string) error {
 }
 
 // onRules applies what fn gives for the rules whose comment has the prefix.
-func onRules(prefix string, fn func(*nft.Batch, []nft.Rule)) (err error) {
-	conn, err := nft.Open()
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, conn.Close()) }()
+func (p *Plugin) onRules(prefix string, fn func(*nft.Batch, []nft.Rule)) error {
+	var err error
 	for range batchTries {
-		var rules []nft.Rule
-		if rules, err = conn.Rules(masqTable, masqChain); err != nil {
-			return err
-		}
-		rules = slices.DeleteFunc(rules, func(r nft.Rule) bool { return !strings.HasPrefix(r.Comment, prefix) })
-		b := nft.NewBatch(masqTable)
-		fn(b, rules)
-		if err = conn.Run(b); !errors.Is(err, unix.ENOENT) {
-			return err
+		err = p.NFT.With(func(c *nft.Conn) error {
+			rules, err := c.Rules(masqTable, masqChain)
+			if err != nil {
+				return err
+			}
+			b := nft.NewBatch(masqTable)
+			fn(b, slices.DeleteFunc(rules, func(r nft.Rule) bool { return !strings.HasPrefix(r.Comment, prefix) }))
+			return c.Run(b)
+		})
+		if !errors.Is(err, unix.ENOENT) {
+			break
 		}
 	}
 	return err
 }
 
 // unmasquerade removes the container's rules, whichever backend made them.
-func unmasquerade(ctx context.Context, p iptables.Programs, network, ifname, id string) error {
+func (p *Plugin) unmasquerade(ctx context.Context, programs iptables.Programs, network, ifname, id string) error {
 	var errs []error
 	chain := iptables.ChainName("", network, id)
 	for _, v6 := range []bool{false, true} {
-		may, err := iptables.MayHave(v6, chain)
+		may, err := iptables.MayHave(p.NFT, v6, chain)
 		if err == nil && may {
-			err = p.Change(ctx, v6, func(have *iptables.Nat) []string { return have.Without(chain) })
+			err = programs.Change(ctx, v6, func(have *iptables.Nat) []string { return have.Without(chain) })
 		}
 		errs = append(errs, err)
 	}
-	if nft.Supported() {
-		errs = append(errs, onRules(instancePrefix(network, ifname, id), removeAll))
+	if p.NFT.Supported() {
+		errs = append(errs, p.onRules(instancePrefix(network, ifname, id), removeAll))
 	}
 	return errors.Join(errs...)
 }
@@ -153,15 +151,15 @@ func removeAll(b *nft.Batch, rules []nft.Rule) {
 
 // collectMasquerade removes a network's rules that are of none of the
 // attachments. Chains of iptables do not tell what network they are of.
-func collectMasquerade(network string, valid []types.GCAttachment) error {
-	if !nft.Supported() {
+func (p *Plugin) collectMasquerade(network string, valid []types.GCAttachment) error {
+	if !p.NFT.Supported() {
 		return nil
 	}
 	keep := map[string]bool{}
 	for _, v := range valid {
 		keep[instanceComment(network, v.IfName, v.ContainerID)] = true
 	}
-	return onRules(networkPrefix(network)+"-", func(b *nft.Batch, rules []nft.Rule) {
+	return p.onRules(networkPrefix(network)+"-", func(b *nft.Batch, rules []nft.Rule) {
 		removeAll(b, slices.DeleteFunc(rules, func(r nft.Rule) bool { return keep[r.Comment] }))
 	})
 }

@@ -171,7 +171,7 @@ func (p Programs) Change(ctx context.Context, v6 bool, fn func(*Nat) []string) e
 // MayHave tells, without executing anything, whether a nat table may hold a
 // chain: iptables keeps it in nftables, or, the older one, in tables that the
 // kernel lists.
-func MayHave(v6 bool, chains ...string) (bool, error) {
+func MayHave(kernel *nft.Pool, v6 bool, chains ...string) (has bool, err error) {
 	table, names := nft.Table{Family: nft.IPv4, Name: "nat"}, "ip_tables_names"
 	if v6 {
 		table.Family, names = nft.IPv6, "ip6_tables_names"
@@ -180,20 +180,18 @@ func MayHave(v6 bool, chains ...string) (bool, error) {
 	if err == nil && slices.Contains(strings.Fields(string(list)), "nat") {
 		return true, nil
 	}
-	conn, err := nft.Open()
+	err = kernel.With(func(c *nft.Conn) (err error) {
+		for _, chain := range chains {
+			if has, err = c.HasChain(table, chain); has || err != nil {
+				return err
+			}
+		}
+		return nil
+	})
 	if errors.Is(err, syscall.EPROTONOSUPPORT) {
 		return false, nil // a kernel without nftables
 	}
-	if err != nil {
-		return false, err
-	}
-	for _, chain := range chains {
-		has, err := conn.HasChain(table, chain)
-		if has || err != nil {
-			return has, errors.Join(err, conn.Close())
-		}
-	}
-	return false, conn.Close()
+	return has, err
 }
 
 // usable are the programs that were seen to work.

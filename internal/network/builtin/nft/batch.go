@@ -222,6 +222,7 @@ func (c *Conn) HasChain(t Table, chain string) (bool, error) {
 	if err != nil {
 		return false, err
 	}
+	c.broken = true
 	if err := c.send(message(kindOf(unix.NFT_MSG_GETCHAIN), 0, 1, t.Family, 0, payload)); err != nil {
 		return false, fmt.Errorf("nftables: %w", err)
 	}
@@ -229,6 +230,7 @@ func (c *Conn) HasChain(t Table, chain string) (bool, error) {
 	if err != nil {
 		return false, fmt.Errorf("nftables: %w", err)
 	}
+	c.broken = false // the one answer is there
 	for _, m := range answers {
 		if m.Header.Type != unix.NLMSG_ERROR {
 			return true, nil

@@ -10,8 +10,9 @@
 //   - A listing is of one generation of the rules: one that others changed
 //     meanwhile is read again.
 //
-// Concurrency: a Conn belongs to one goroutine. It works on the network
-// namespace of the thread that opened it. The kernel serialises batches.
+// Concurrency: a Pool is safe for concurrent use. A Conn belongs to one
+// goroutine at a time. It works on the network namespace of the thread that
+// opened it. The kernel serialises batches.
 package nft
 
 import (
@@ -40,10 +41,12 @@ const (
 type Conn struct {
 	fd  int
 	buf []byte
+	// broken: answers may be on their way that nobody waits for any more.
+	broken bool
 }
 
-// Open opens a connection to the network namespace of the calling thread.
-func Open() (*Conn, error) {
+// open opens a connection to the network namespace of the calling thread.
+func open() (*Conn, error) {
 	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_NETFILTER)
 	if err != nil {
 		return nil, fmt.Errorf("nftables: socket: %w", err)
@@ -127,6 +130,7 @@ func (c *Conn) Run(b *Batch) error {
 		return b.err
 	}
 	text := message(unix.NFNL_MSG_BATCH_BEGIN, 0, 0, 0, unix.NFNL_SUBSYS_NFTABLES, nil)
+	c.broken = true
 	for i, op := range b.ops {
 		flags := op.flags
 		if i == len(b.ops)-1 {
@@ -154,6 +158,7 @@ func (c *Conn) Run(b *Batch) error {
 			if err != nil {
 				return fmt.Errorf("nftables: applying the rules: %w", err)
 			}
+			c.broken = false
 			return nil // only the last operation asks for it
 		}
 	}
@@ -164,6 +169,7 @@ var errInterrupted = fmt.Errorf("nftables: the rules are changed too often to be
 
 // dump calls fn with the attributes of each object.
 func (c *Conn) dump(kind int, family Family, payload []byte, fn func(attrs []byte) error) error {
+	c.broken = true
 	if err := c.send(message(kindOf(kind), unix.NLM_F_DUMP, 1, family, 0, payload)); err != nil {
 		return fmt.Errorf("nftables: %w", err)
 	}
@@ -178,27 +184,20 @@ func (c *Conn) dump(kind int, family Family, payload []byte, fn func(attrs []byt
 			interrupted = interrupted || m.Header.Flags&unix.NLM_F_DUMP_INTR != 0
 			switch {
 			case m.Header.Type == unix.NLMSG_ERROR:
+				c.broken = false // nothing comes after an error
 				if err := errnoOf(m); !errors.Is(err, unix.EINTR) && !errors.Is(err, unix.EAGAIN) {
 					return fmt.Errorf("nftables: listing: %w", err)
 				}
 				return errInterrupted
-			case m.Header.Type == unix.NLMSG_DONE && interrupted:
-				return errInterrupted
 			case m.Header.Type == unix.NLMSG_DONE:
+				c.broken = false
+				if interrupted {
+					return errInterrupted
+				}
 				return failed
 			case len(m.Data) >= genLen && failed == nil:
 				failed = fn(m.Data[genLen:])
 			}
 		}
 	}
-}
-
-// Supported tells whether the kernel has nftables.
-func Supported() bool {
-	c, err := Open()
-	if err != nil {
-		return false
-	}
-	_, err = c.HasChain(Table{Family: IPv4, Name: "nat"}, "none")
-	return errors.Join(err, c.Close()) == nil
 }

@@ -1,6 +1,7 @@
 package portmap
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -176,17 +177,18 @@ func (c *conf) findAddresses(ifName string) {
 	slices.SortStableFunc(c.addrs, func(a, b netip.Prefix) int { return a.Addr().BitLen() - b.Addr().BitLen() })
 }
 
-// backend is the mapper for the configuration.
-func (p *Plugin) backend(c *conf, args *skel.CmdArgs, supported func(iptables.Programs) bool) mapper {
+// backend is the mapper for the configuration. Where that names none it is
+// iptables, as with the reference, unless nftables alone works.
+func (p *Plugin) backend(ctx context.Context, c *conf, args *skel.CmdArgs) mapper {
 	programs := iptables.Programs{Env: []string{"CNI_CONTAINERID=" + args.ContainerID, "CNI_IFNAME=" + args.IfName}}
 	kind := backendIPTables
 	if c.Backend != nil {
 		kind = *c.Backend
-	} else if !supported(programs) {
+	} else if !programs.Supported(ctx) && p.NFT.Supported() {
 		kind = backendNFTables
 	}
 	if kind == backendNFTables {
-		return nftables{}
+		return nftables{p.NFT}
 	}
-	return tables{programs}
+	return tables{programs, p.NFT}
 }

@@ -11,6 +11,7 @@ import (
 	"strings"
 
 	"berth/internal/network/builtin/iptables"
+	"berth/internal/network/builtin/nft"
 )
 
 // Chains of the reference plugin.
@@ -25,7 +26,10 @@ const (
 
 // tables keeps the container's rules in a chain of its own in the nat table of
 // each family.
-type tables struct{ iptables.Programs }
+type tables struct {
+	iptables.Programs
+	kernel *nft.Pool
+}
 
 func dnatChain(c *conf, id string) string { return iptables.ChainName("DN-", c.Name, id) }
 
@@ -128,7 +132,7 @@ func (t tables) check(ctx context.Context, c *conf, id string, to netip.Prefix) 
 func (t tables) unforward(ctx context.Context, c *conf, id string) error {
 	var errs []error
 	for _, v6 := range []bool{false, true} {
-		may, err := iptables.MayHave(v6, dnatChain(c, id), oldChain(c, id))
+		may, err := iptables.MayHave(t.kernel, v6, dnatChain(c, id), oldChain(c, id))
 		if err == nil && may {
 			err = t.Change(ctx, v6, func(have *iptables.Nat) []string {
 				return append(have.Without(dnatChain(c, id)), have.Without(oldChain(c, id))...)

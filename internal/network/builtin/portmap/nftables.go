@@ -35,9 +35,9 @@ func table(v6 bool) nft.Table {
 
 // nftables keeps the rules in a table of its own for each family. The
 // container's rules have its ID as their comment.
-type nftables struct{}
+type nftables struct{ kernel *nft.Pool }
 
-func (nftables) forward(_ context.Context, c *conf, id string, to netip.Prefix) (err error) {
+func (n nftables) forward(_ context.Context, c *conf, id string, to netip.Prefix) error {
 	addr, v6 := to.Addr(), to.Addr().Is6()
 	b := nft.NewBatch(table(v6))
 	shared(b, *c.SNAT)
@@ -70,11 +70,7 @@ func (nftables) forward(_ context.Context, c *conf, id string, to netip.Prefix) 
 			})
 		}
 	}
-	conn, err := nft.Open()
-	if err != nil {
-		return err
-	}
-	if err = errors.Join(conn.Run(b), conn.Close()); err != nil {
+	if err := n.kernel.With(func(conn *nft.Conn) error { return conn.Run(b) }); err != nil {
 		return fmt.Errorf("unable to set up nftables rules for port mappings: %w", err)
 	}
 	return nil
@@ -102,61 +98,59 @@ func shared(b *nft.Batch, snat bool) {
 	}
 }
 
-func (nftables) check(_ context.Context, c *conf, id string, to netip.Prefix) error {
+func (n nftables) check(_ context.Context, c *conf, id string, to netip.Prefix) error {
 	v6 := to.Addr().Is6()
-	ports, masq := 0, 0
+	want := map[string]int{}
 	for _, p := range c.ports {
 		if p.of(v6) {
-			ports++
+			want[chainPorts]++
 		}
 	}
 	if *c.SNAT {
-		masq = map[bool]int{false: 2, true: 1}[v6]
+		want[chainMasq] = map[bool]int{false: 2, true: 1}[v6]
 	}
-	conn, err := nft.Open()
-	if err != nil {
-		return err
-	}
-	for _, want := range []struct {
-		chain string
-		rules int
-	}{{chainPorts, ports}, {chainMasq, masq}} {
-		have, lerr := conn.Rules(table(v6), want.chain)
-		have = slices.DeleteFunc(have, func(r nft.Rule) bool { return r.Comment != id })
-		if err == nil && lerr == nil && len(have) < want.rules {
-			lerr = fmt.Errorf("missing hostport rules in %q chain", want.chain)
-		}
-		err = errors.Join(err, lerr)
-	}
-	return errors.Join(err, conn.Close())
-}
-
-func (nftables) unforward(_ context.Context, _ *conf, id string) error {
-	conn, err := nft.Open()
-	if err != nil {
-		return err
-	}
-	for _, v6 := range []bool{false, true} {
-		err = errors.Join(err, removeRules(conn, table(v6), id))
-	}
-	return errors.Join(err, conn.Close())
-}
-
-func removeRules(conn *nft.Conn, t nft.Table, id string) (err error) {
-	for range batchTries {
-		b := nft.NewBatch(t)
-		for _, chain := range []string{chainPorts, chainHostIP, chainMasq} {
-			rules, err := conn.Rules(t, chain)
+	return n.kernel.With(func(conn *nft.Conn) error {
+		for chain, rules := range want {
+			have, err := conn.Rules(table(v6), chain)
 			if err != nil {
-				return fmt.Errorf("could not list rules in table %s: %w", t.Name, err)
+				return err
 			}
-			for _, r := range rules {
-				if r.Comment == id {
-					b.DelRule(r)
+			have = slices.DeleteFunc(have, func(r nft.Rule) bool { return r.Comment != id })
+			if len(have) < rules {
+				return fmt.Errorf("missing hostport rules in %q chain", chain)
+			}
+		}
+		return nil
+	})
+}
+
+func (n nftables) unforward(_ context.Context, _ *conf, id string) error {
+	var errs []error
+	for _, v6 := range []bool{false, true} {
+		errs = append(errs, n.removeRules(table(v6), id))
+	}
+	return errors.Join(errs...)
+}
+
+func (n nftables) removeRules(t nft.Table, id string) error {
+	var err error
+	for range batchTries {
+		err = n.kernel.With(func(conn *nft.Conn) error {
+			b := nft.NewBatch(t)
+			for _, chain := range []string{chainPorts, chainHostIP, chainMasq} {
+				rules, err := conn.Rules(t, chain)
+				if err != nil {
+					return fmt.Errorf("could not list rules in table %s: %w", t.Name, err)
+				}
+				for _, r := range rules {
+					if r.Comment == id {
+						b.DelRule(r)
+					}
 				}
 			}
-		}
-		if err = conn.Run(b); !errors.Is(err, unix.ENOENT) {
+			return conn.Run(b)
+		})
+		if !errors.Is(err, unix.ENOENT) {
 			break
 		}
 	}

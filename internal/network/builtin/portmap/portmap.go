@@ -23,7 +23,6 @@ import (
 	"os"
 	"path/filepath"
 
-	"berth/internal/network/builtin/iptables"
 	"berth/internal/network/builtin/nft"
 
 	"github.com/containernetworking/cni/pkg/skel"
@@ -32,8 +31,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Plugin is portmap. Log is required.
-type Plugin struct{ Log *slog.Logger }
+// Plugin is portmap. Log and NFT are required.
+type Plugin struct {
+	Log *slog.Logger
+	NFT *nft.Pool
+}
 
 // mapper makes, checks and removes rules.
 type mapper interface {
@@ -58,19 +60,13 @@ func (p *Plugin) Add(ctx context.Context, args *skel.CmdArgs) (types.Result, err
 	if len(c.ports) == 0 {
 		return c.PrevResult, nil
 	}
-	m := p.backend(c, args, supported(ctx))
+	m := p.backend(ctx, c, args)
 	for _, addr := range c.addrs {
 		if err = p.forward(ctx, m, c, args.ContainerID, addr); err != nil {
 			return nil, errors.Join(err, m.unforward(context.WithoutCancel(ctx), c, args.ContainerID))
 		}
 	}
 	return c.PrevResult, nil
-}
-
-// supported tells whether iptables is what the reference would choose: it
-// prefers iptables where both work.
-func supported(ctx context.Context) func(iptables.Programs) bool {
-	return func(programs iptables.Programs) bool { return programs.Supported(ctx) || !nft.Supported() }
 }
 
 func (p *Plugin) forward(ctx context.Context, m mapper, c *conf, id string, to netip.Prefix) error {
@@ -151,7 +147,7 @@ func (p *Plugin) Del(ctx context.Context, args *skel.CmdArgs) error {
 	if len(c.ports) == 0 {
 		return nil
 	}
-	return p.backend(c, args, supported(ctx)).unforward(ctx, c, args.ContainerID)
+	return p.backend(ctx, c, args).unforward(ctx, c, args.ContainerID)
 }
 
 // Check tells whether the ports are forwarded.
@@ -166,7 +162,7 @@ func (p *Plugin) Check(ctx context.Context, args *skel.CmdArgs) error {
 	if len(c.ports) == 0 {
 		return nil
 	}
-	m := p.backend(c, args, supported(ctx))
+	m := p.backend(ctx, c, args)
 	for _, addr := range c.addrs {
 		if err := m.check(ctx, c, args.ContainerID, addr); err != nil {
 			return err
