@@ -63,6 +63,8 @@ type Network struct {
 	DefaultSubnet  string   `toml:"default_subnet"`
 	DefaultSubnet6 string   `toml:"default_subnet6"`
 	Timeout        Duration `toml:"timeout"`
+	// Builtin: plugins that berth has itself are not executed.
+	Builtin bool `toml:"builtin"`
 }
 
 // Runtime says what runs containers.

@@ -136,7 +136,8 @@ func newEnv(t *testing.T, files map[string]string, change ...func(*Options)) *en
 		BinDirs:  []string{e.bin, plugins},
 		CacheDir: filepath.Join(dir, "cni"),
 		Default:  len(files) == 0, DefaultBridge: "bt0", DefaultSubnet: "10.88.16.0/24", DefaultSubnet6: "fd00:88:16::/64",
-		Log: slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelDebug})),
+		InProcess: true,
+		Log:       slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelDebug})),
 	}
 	for _, c := range change {
 		c(&e.opts)

@@ -73,19 +73,34 @@ func New(exec func() invoke.Exec, log *slog.Logger) *Plugins {
 }
 
 // Close gives back what is kept from call to call. Closing twice is safe.
-func (p *Plugins) Close() error { return p.nft.Close() }
+func (p *Plugins) Close() error {
+	if p == nil {
+		return nil
+	}
+	return p.nft.Close()
+}
 
-// Has tells whether there is a plugin of that type here.
-func (p *Plugins) Has(kind string) bool { return p.types[kind] != nil }
+// Has tells whether there is a plugin of that type here. Where Plugins is nil
+// there are none.
+func (p *Plugins) Has(kind string) bool { return p != nil && p.types[kind] != nil }
+
+// Knows tells whether calls of a plugin of that type with that configuration
+// are answered here.
+func (p *Plugins) Knows(kind string, conf []byte) bool {
+	return p.Has(kind) && p.types[kind].Unsupported(conf) == ""
+}
+
+// NFTables tells whether the kernel has nftables, which is all that is needed
+// for masquerading and host ports with that backend.
+func (p *Plugins) NFTables() bool { return p != nil && p.nft.Supported() }
 
 // Answers tells whether a call of a plugin of that type is answered here. Of
 // one that is not, though the type is known, the log tells why, once.
 func (p *Plugins) Answers(kind string, conf []byte) bool {
-	plugin := p.types[kind]
-	if plugin == nil {
+	if !p.Has(kind) {
 		return false
 	}
-	key := plugin.Unsupported(conf)
+	key := p.types[kind].Unsupported(conf)
 	if key == "" {
 		return true
 	}
