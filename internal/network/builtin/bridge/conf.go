@@ -57,7 +57,7 @@ type trunk struct {
 }
 
 var keys = []string{
-	"cniVersion", "name", "type", "capabilities", "args", "ipam", "dns", "prevResult", "runtimeConfig", "cni.dev/valid-attachments",
+	"cniVersion", "name", "type", "capabilities", "args", "ipam", "dns", "prevResult", "runtimeConfig", "cni.dev/valid-attachments", "cni.dev/attachments",
 	"bridge", "isGateway", "isDefaultGateway", "forceAddress", "ipMasq", "ipMasqBackend", "mtu", "hairpinMode", "promiscMode",
 	"vlan", "vlanTrunk", "preserveDefaultVlan", "macspoofchk", "enabledad", "disableContainerInterface", "portIsolation",
 }

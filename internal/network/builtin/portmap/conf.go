@@ -71,7 +71,7 @@ func (p port) only() bool { return p.hostIP.IsValid() && !p.hostIP.IsUnspecified
 var protocols = map[string]byte{"tcp": unix.IPPROTO_TCP, "udp": unix.IPPROTO_UDP, "sctp": unix.IPPROTO_SCTP}
 
 var keys = []string{
-	"cniVersion", "name", "type", "capabilities", "ipam", "dns", "prevResult", "runtimeConfig", "cni.dev/valid-attachments",
+	"cniVersion", "name", "type", "capabilities", "ipam", "dns", "prevResult", "runtimeConfig", "cni.dev/valid-attachments", "cni.dev/attachments",
 	"backend", "snat", "masqAll", "markMasqBit",
 }
 
