@@ -56,15 +56,18 @@ type Plugins struct {
 	types map[string]plugin
 	log   *slog.Logger
 	nft   nft.Pool
-	told  sync.Map // network and type whose execution was logged
+	// bridge is the one of types that has something to wait for.
+	bridge *bridge.Plugin
+	told   sync.Map // network and type whose execution was logged
 }
 
 // New returns them. IPAM plugins that are none of them are executed by exec,
 // which may itself ask these Plugins first.
 func New(exec func() invoke.Exec, log *slog.Logger) *Plugins {
 	p := &Plugins{log: log}
+	p.bridge = &bridge.Plugin{IPAM: ipam{exec}, NFT: &p.nft}
 	p.types = map[string]plugin{
-		"bridge":     &bridge.Plugin{IPAM: ipam{exec}, NFT: &p.nft},
+		"bridge":     p.bridge,
 		"host-local": &hostlocal.Plugin{},
 		"portmap":    &portmap.Plugin{Log: log, NFT: &p.nft},
 		"loopback":   loopback.Plugin{},
@@ -72,11 +75,13 @@ func New(exec func() invoke.Exec, log *slog.Logger) *Plugins {
 	return p
 }
 
-// Close gives back what is kept from call to call. Closing twice is safe.
+// Close gives back what is kept from call to call, once no call is under way.
+// Closing twice is safe.
 func (p *Plugins) Close() error {
 	if p == nil {
 		return nil
 	}
+	p.bridge.Close()
 	return p.nft.Close()
 }
 

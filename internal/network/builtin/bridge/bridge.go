@@ -16,7 +16,8 @@
 //
 // Concurrency: safe for concurrent use, but for two calls for one container.
 // What concerns the bridge alone is done by one call at a time. The lock is
-// held for some netlink messages, never over a program.
+// held for some netlink messages, never over a program. A Del may leave a
+// goroutine behind that waits for the kernel; Close waits for those.
 package bridge
 
 import (
@@ -30,7 +31,6 @@ import (
 	"berth/internal/network/builtin/iptables"
 	"berth/internal/network/builtin/nft"
 
-	"github.com/containerd/errdefs"
 	"github.com/containernetworking/cni/pkg/skel"
 	"github.com/containernetworking/cni/pkg/types"
 	types100 "github.com/containernetworking/cni/pkg/types/100"
@@ -57,7 +57,12 @@ type Plugin struct {
 	// mu is held while a bridge is made and given its addresses: another call
 	// would see it half made.
 	mu sync.Mutex
+
+	removals removals
 }
+
+// Close waits for what the kernel still has to do.
+func (p *Plugin) Close() { p.removals.wait() }
 
 // attach is one Add under way.
 type attach struct {
@@ -162,7 +167,7 @@ func (p *Plugin) Del(ctx context.Context, args *skel.CmdArgs) error {
 		return err
 	}
 	if args.Netns != "" {
-		if err := removeLink(args.Netns, args.IfName); err != nil {
+		if err := p.removals.remove(ctx, args.Netns, args.IfName); err != nil {
 			return err
 		}
 	}
@@ -174,29 +179,6 @@ func (p *Plugin) Del(ctx context.Context, args *skel.CmdArgs) error {
 		err = p.unmasquerade(ctx, iptables.Programs{Env: environ(args)}, c.Name, args.IfName, args.ContainerID)
 	}
 	return err
-}
-
-// removeLink removes the container's interface, and with it the host's end.
-func removeLink(netns, name string) error {
-	h, err := handleIn(netns)
-	if errdefs.IsNotFound(err) {
-		return nil // gone, and the interface with it
-	}
-	if err != nil {
-		return fmt.Errorf("failed to open netns %q: %w", netns, err)
-	}
-	defer h.Close()
-	link, err := h.LinkByName(name)
-	if isNoLink(err) {
-		return nil
-	}
-	if err != nil {
-		return fmt.Errorf("failed to lookup %q: %w", name, err)
-	}
-	if err := h.LinkDel(link); err != nil && !errors.Is(err, unix.ENODEV) {
-		return fmt.Errorf("failed to delete %q: %w", name, err)
-	}
-	return nil
 }
 
 // Status tells whether containers can be attached.
