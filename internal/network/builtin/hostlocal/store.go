@@ -22,6 +22,9 @@ import (
 // defaultDir is where the reference keeps addresses unless told otherwise.
 const defaultDir = "/var/lib/cni/networks"
 
+// maxOwner is more than the ID of a container and the name of an interface.
+const maxOwner = 1024
+
 // lockDelay is between two tries for a lock file that another process holds.
 const lockDelay = 2 * time.Millisecond
 
@@ -55,6 +58,9 @@ type store struct {
 	file   *os.File
 	locked bool
 	err    error // of Lock
+	// held is what the container holds, once it was looked for. Only this call
+	// gives it more.
+	held map[string][]net.IP
 }
 
 var _ backend.Store = (*store)(nil)
@@ -72,7 +78,7 @@ func (p *Plugin) open(ctx context.Context, network, dataDir string) (*store, err
 	if err != nil {
 		return nil, errors.Join(err, s.Close())
 	}
-	return &store{Store: s, ctx: ctx, dir: dir, turn: p.locks.get(dir), file: file}, nil
+	return &store{Store: s, ctx: ctx, dir: dir, turn: p.locks.get(dir), file: file, held: map[string][]net.IP{}}, nil
 }
 
 // Close closes the store, which must not be locked.
@@ -148,8 +154,11 @@ func (s *store) ReleaseByID(id, ifname string) error {
 
 // GetByID lists what a container holds.
 func (s *store) GetByID(id, ifname string) []net.IP {
-	var ips []net.IP
 	mine, old := owner(id, ifname), strings.TrimSpace(id)
+	ips, known := s.held[mine]
+	if known {
+		return ips
+	}
 	// An error leads to an address more, never to one that is taken.
 	_ = s.each(func(file, text string) error {
 		if text == mine || text == old {
@@ -157,6 +166,7 @@ func (s *store) GetByID(id, ifname string) []net.IP {
 		}
 		return nil
 	})
+	s.held[mine] = ips
 	return ips
 }
 
@@ -188,31 +198,43 @@ func (s *store) releaseWhere(gone func(text string) bool) (found bool, err error
 	return found, err
 }
 
-// each calls fn for every address that is taken.
+// each calls fn for every address that is taken. There are as many files as
+// there are pods, so each costs three system calls and no more.
 func (s *store) each(fn func(file, text string) error) error {
 	dir, err := os.Open(s.dir)
 	if err != nil {
 		return err
 	}
 	names, err := dir.Readdirnames(-1)
-	if err = errors.Join(err, dir.Close()); err != nil {
-		return err
-	}
+	var buf [maxOwner]byte
 	for _, name := range names {
-		if _, err := netip.ParseAddr(name); err != nil {
+		if _, perr := netip.ParseAddr(name); err != nil || perr != nil {
 			continue // the lock, the last address
 		}
-		file := filepath.Join(s.dir, name)
-		text, err := os.ReadFile(file)
-		if errors.Is(err, os.ErrNotExist) {
+		var n int
+		n, err = readAt(int(dir.Fd()), name, buf[:])
+		if errors.Is(err, unix.ENOENT) {
+			err = nil
 			continue
 		}
 		if err == nil {
-			err = fn(file, strings.TrimSpace(string(text)))
-		}
-		if err != nil {
-			return err
+			err = fn(filepath.Join(s.dir, name), strings.TrimSpace(string(buf[:n])))
 		}
 	}
-	return nil
+	return errors.Join(err, dir.Close())
+}
+
+// readAt reads the beginning of a small file of a directory.
+func readAt(dir int, name string, buf []byte) (n int, err error) {
+	fd, err := unix.Openat(dir, name, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return 0, fmt.Errorf("open %s: %w", name, err)
+	}
+	for {
+		n, err = unix.Read(fd, buf)
+		if !errors.Is(err, unix.EINTR) {
+			break
+		}
+	}
+	return max(n, 0), errors.Join(err, unix.Close(fd))
 }

@@ -23,6 +23,7 @@ import (
 	"syscall"
 
 	"github.com/containerd/errdefs"
+	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 )
 
@@ -42,7 +43,8 @@ type Conn struct {
 	fd  int
 	buf []byte
 	// broken: answers may be on their way that nobody waits for any more.
-	broken bool
+	broken    bool
+	conntrack *netlink.Handle // nil until it is needed
 }
 
 // open opens a connection to the network namespace of the calling thread.
@@ -67,7 +69,12 @@ func open() (*Conn, error) {
 }
 
 // Close closes the socket.
-func (c *Conn) Close() error { return os.NewSyscallError("close", unix.Close(c.fd)) }
+func (c *Conn) Close() error {
+	if c.conntrack != nil {
+		c.conntrack.Close()
+	}
+	return os.NewSyscallError("close", unix.Close(c.fd))
+}
 
 // message renders one netlink message.
 func message(kind, flags uint16, seq uint32, family Family, resource uint16, payload []byte) []byte {

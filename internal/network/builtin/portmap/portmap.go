@@ -73,8 +73,13 @@ func (p *Plugin) forward(ctx context.Context, m mapper, c *conf, id string, to n
 	if err := m.forward(ctx, c, id, to); err != nil {
 		return err
 	}
-	// Packets of a connection that is known already would go on as before.
-	if err := forgetConnections(c.ports, to.Addr().Is6()); err != nil {
+	var udp []uint16
+	for _, port := range c.ports {
+		if port.protocol == "udp" {
+			udp = append(udp, port.host)
+		}
+	}
+	if err := p.NFT.With(func(conn *nft.Conn) error { return conn.ForgetUDP(nft.Of(to.Addr()), udp) }); err != nil {
 		p.Log.Warn("failed to delete stale UDP conntrack entries", "address", to.Addr(), "err", err)
 	}
 	if !*c.SNAT || to.Addr().Is6() {
@@ -107,35 +112,6 @@ func linkTo(addr netip.Addr) (string, error) {
 		}
 	}
 	return "", nil
-}
-
-// forgetConnections drops what the kernel knows of UDP traffic to the ports.
-func forgetConnections(ports []port, v6 bool) error {
-	family := netlink.InetFamily(unix.AF_INET)
-	if v6 {
-		family = unix.AF_INET6
-	}
-	var filters []netlink.CustomConntrackFilter
-	for _, p := range ports {
-		if p.protocol != "udp" {
-			continue
-		}
-		f := &netlink.ConntrackFilter{}
-		if err := errors.Join(f.AddProtocol(unix.IPPROTO_UDP), f.AddPort(netlink.ConntrackOrigDstPort, p.host)); err != nil {
-			return err
-		}
-		filters = append(filters, f)
-	}
-	if len(filters) == 0 {
-		return nil
-	}
-	h, err := netlink.NewHandle(unix.NETLINK_NETFILTER)
-	if err != nil {
-		return err
-	}
-	defer h.Close()
-	_, err = h.ConntrackDeleteFilters(netlink.ConntrackTable, family, filters...)
-	return err
 }
 
 // Del takes the ports back.
