@@ -155,6 +155,13 @@ func newEnv(t *testing.T, files map[string]string, change ...func(*Options)) *en
 	return e
 }
 
+// eachWay runs a test with plugins in process, and with plugins as programs.
+func eachWay(t *testing.T, test func(t *testing.T, way func(*Options))) {
+	for name, inProcess := range map[string]bool{"in process": true, "programs": false} {
+		t.Run(name, func(t *testing.T) { test(t, func(o *Options) { o.InProcess = inProcess }) })
+	}
+}
+
 func (e *env) start() {
 	e.t.Helper()
 	n, err := New(e.opts)
