@@ -137,6 +137,7 @@ func Default() *Config {
 			DefaultBridge: "berth0",
 			DefaultSubnet: "10.77.0.0/16",
 			Timeout:       Duration{time.Minute},
+			Builtin:       true,
 		},
 		Runtime: Runtime{
 			DefaultHandler: "berth",
