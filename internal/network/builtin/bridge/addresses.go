@@ -18,6 +18,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+//lint:file-ignore ST1005 The errors are in the words of the reference plugins.
+
 const (
 	// dadTimeout bounds the wait for the check of an IPv6 address for others
 	// that have it (DAD). It takes the kernel a second where it is on; where it

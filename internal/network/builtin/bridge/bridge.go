@@ -27,6 +27,7 @@ import (
 	"fmt"
 	"slices"
 	"sync"
+	"time"
 
 	"berth/internal/network/builtin/iptables"
 	"berth/internal/network/builtin/nft"
@@ -37,6 +38,9 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 )
+
+// undoTimeout bounds what takes back an Add that failed.
+const undoTimeout = 15 * time.Second
 
 // IPAM gives addresses: by a plugin in process, or by a program.
 type IPAM interface {
@@ -77,7 +81,7 @@ type attach struct {
 	end         netlink.Link // the container's
 	vlanGateway netlink.Link
 	result      *types100.Result
-	undo        []func() error
+	undo        []func(context.Context) error
 	iptables    iptables.Programs
 }
 
@@ -103,8 +107,10 @@ func (p *Plugin) Add(ctx context.Context, args *skel.CmdArgs) (result types.Resu
 		if err == nil {
 			return
 		}
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTimeout)
+		defer cancel()
 		for _, undo := range slices.Backward(a.undo) {
-			err = errors.Join(err, undo())
+			err = errors.Join(err, undo(ctx))
 		}
 	}()
 	for _, step := range []func(context.Context) error{a.makeBridge, a.makePair, a.giveAddresses, a.masquerade, a.settle} {
@@ -138,7 +144,7 @@ func (a *attach) giveAddresses(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	a.undo = append(a.undo, func() error { return a.IPAM.Del(context.WithoutCancel(ctx), a.IPAMType(), a.args) })
+	a.undo = append(a.undo, func(ctx context.Context) error { return a.IPAM.Del(ctx, a.IPAMType(), a.args) })
 	r, err := types100.NewResultFromResult(given)
 	if err != nil {
 		return err

@@ -14,6 +14,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+//lint:file-ignore ST1005 The errors are in the words of the reference plugins.
+
 // Check tells whether the network is still what the result of the Add says.
 func (p *Plugin) Check(ctx context.Context, args *skel.CmdArgs) error {
 	c, err := load(args)

@@ -100,7 +100,7 @@ func (a *attach) makePair(context.Context) error {
 	if err != nil {
 		return err
 	}
-	a.undo = append(a.undo, func() error { return a.remove(a.port) })
+	a.undo = append(a.undo, func(context.Context) error { return a.remove(a.port) })
 	if err := a.connect(a.port, a.VLAN, a.trunks, a.HairpinMode, a.PortIsolation); err != nil {
 		return err
 	}

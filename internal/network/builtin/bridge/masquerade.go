@@ -70,8 +70,8 @@ func (a *attach) masquerade(ctx context.Context) error {
 	} else if !a.iptables.Supported(ctx) && a.NFT.Supported() {
 		backend = "nftables"
 	}
-	a.undo = append(a.undo, func() error {
-		return a.unmasquerade(context.WithoutCancel(ctx), a.iptables, a.Name, a.args.IfName, a.args.ContainerID)
+	a.undo = append(a.undo, func(ctx context.Context) error {
+		return a.unmasquerade(ctx, a.iptables, a.Name, a.args.IfName, a.args.ContainerID)
 	})
 	switch backend {
 	case "iptables":

@@ -18,6 +18,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+//lint:file-ignore ST1005 The errors are in the words of the reference plugins.
+
 // defaultMarkBit is the bit of a packet's mark that asks for masquerading.
 const defaultMarkBit = 13
 

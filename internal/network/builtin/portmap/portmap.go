@@ -22,6 +22,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"time"
 
 	"berth/internal/network/builtin/nft"
 
@@ -30,6 +31,11 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 )
+
+//lint:file-ignore ST1005 The errors are in the words of the reference plugins.
+
+// undoTimeout bounds what takes back an Add that failed.
+const undoTimeout = 15 * time.Second
 
 // Plugin is portmap. Log and NFT are required.
 type Plugin struct {
@@ -63,7 +69,9 @@ func (p *Plugin) Add(ctx context.Context, args *skel.CmdArgs) (types.Result, err
 	m := p.backend(ctx, c, args)
 	for _, addr := range c.addrs {
 		if err = p.forward(ctx, m, c, args.ContainerID, addr); err != nil {
-			return nil, errors.Join(err, m.unforward(context.WithoutCancel(ctx), c, args.ContainerID))
+			ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTimeout)
+			defer cancel()
+			return nil, errors.Join(err, m.unforward(ctx, c, args.ContainerID))
 		}
 	}
 	return c.PrevResult, nil
