@@ -65,6 +65,8 @@ type Network struct {
 	DefaultSubnet  string   `toml:"default_subnet"`
 	DefaultSubnet6 string   `toml:"default_subnet6"`
 	Timeout        Duration `toml:"timeout"`
+	// Builtin: plugins that berth has itself are not executed.
+	Builtin bool `toml:"builtin"`
 }
 
 // Runtime says what runs containers.
@@ -140,6 +142,7 @@ func Default() *Config {
 			DefaultBridge: "berth0",
 			DefaultSubnet: "10.77.0.0/16",
 			Timeout:       Duration{time.Minute},
+			Builtin:       true,
 		},
 		Runtime: Runtime{
 			DefaultHandler: "berth",

@@ -232,7 +232,7 @@ func (p *parts) openNetwork(context.Context) (err error) {
 	p.network, err = network.New(network.Options{
 		ConfDir: n.ConfDir, BinDirs: p.Config.CNIBinDirs(p.Executable), CacheDir: p.paths.CNI(),
 		Default: n.Default, DefaultBridge: n.DefaultBridge, DefaultSubnet: n.DefaultSubnet, DefaultSubnet6: n.DefaultSubnet6,
-		Exclusive: n.Exclusive, Timeout: n.Timeout.Duration, Log: p.Log,
+		Exclusive: n.Exclusive, Timeout: n.Timeout.Duration, InProcess: n.Builtin, Log: p.Log,
 	})
 	if err != nil {
 		return err

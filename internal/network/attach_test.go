@@ -62,8 +62,10 @@ func reach(t *testing.T, netns, addr string) string {
 	return string(said)
 }
 
-func TestBuiltInNetwork(t *testing.T) {
-	e := newEnv(t, nil)
+func TestBuiltInNetwork(t *testing.T) { eachWay(t, testBuiltInNetwork) }
+
+func testBuiltInNetwork(t *testing.T, way func(*Options)) {
+	e := newEnv(t, nil, way)
 	unchanged := e.unchanged()
 	a, b := e.pod(), e.pod()
 	ra, rb := e.add(a), e.add(b)
@@ -98,10 +100,12 @@ func TestBuiltInNetwork(t *testing.T) {
 	unchanged()
 }
 
-func TestHostPorts(t *testing.T) {
+func TestHostPorts(t *testing.T) { eachWay(t, testHostPorts) }
+
+func testHostPorts(t *testing.T, way func(*Options)) {
 	for _, backend := range []string{"nftables", "iptables"} {
 		t.Run(backend, func(t *testing.T) {
-			e := newEnv(t, map[string]string{"10-net.conflist": bridgeList("1.0.0", "net", backend, "fd00:88:17::/64")})
+			e := newEnv(t, map[string]string{"10-net.conflist": bridgeList("1.0.0", "net", backend, "fd00:88:17::/64")}, way)
 			unchanged := e.unchanged()
 			a, b := e.pod(), e.pod()
 			a.PortMappings = []*runtime.PortMapping{
@@ -153,7 +157,9 @@ func TestPrimaryAddress(t *testing.T) {
 	e.del(p)
 }
 
-func TestDelAfterwards(t *testing.T) {
+func TestDelAfterwards(t *testing.T) { eachWay(t, testDelAfterwards) }
+
+func testDelAfterwards(t *testing.T, way func(*Options)) {
 	for _, backend := range []string{"nftables", "iptables"} {
 		for _, tc := range []struct {
 			name   string
@@ -178,7 +184,7 @@ func TestDelAfterwards(t *testing.T) {
 				continue // the rules differ, and so does how they are found without a namespace
 			}
 			t.Run(backend+"/"+tc.name, func(t *testing.T) {
-				e := newEnv(t, map[string]string{"10-net.conflist": bridgeList("1.0.0", "net", backend, "fd00:88:17::/64")})
+				e := newEnv(t, map[string]string{"10-net.conflist": bridgeList("1.0.0", "net", backend, "fd00:88:17::/64")}, way)
 				p := e.pod()
 				p.PortMappings = []*runtime.PortMapping{{ContainerPort: 80, HostPort: 18080}}
 				conf, err := os.ReadFile(e.conf + "/10-net.conflist")
@@ -239,8 +245,10 @@ func (e *env) eventually(what string, is func() bool) {
 	}
 }
 
-func TestParallel(t *testing.T) {
-	e := newEnv(t, nil)
+func TestParallel(t *testing.T) { eachWay(t, testParallel) }
+
+func testParallel(t *testing.T, way func(*Options)) {
+	e := newEnv(t, nil, way)
 	unchanged := e.unchanged()
 	const count = 16
 	var pods []Pod

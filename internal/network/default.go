@@ -61,6 +61,9 @@ func (n *Network) defaultConfLocked() defaultConf {
 		dataDir:  n.dataDir(),
 		firewall: firewall(),
 	}
+	if n.exec.inProcess.NFTables() {
+		d.firewall = "nftables" // which takes no program
+	}
 	// The bridge plugin refuses a second IPv4 gateway on one bridge, and pods of
 	// the subnet before still need theirs. So another subnet has a bridge of its own.
 	if len(n.podCIDR) > 0 && !slices.Equal(n.podCIDR, d.subnets) {

@@ -224,8 +224,10 @@ func victim() {
 
 // A daemon is killed in an ADD and its plugin goes on; meanwhile the
 // configuration changes. The next daemon finds all.
-func TestDaemonKilledInAdd(t *testing.T) {
-	e := newEnv(t, withPlugin("slow"))
+func TestDaemonKilledInAdd(t *testing.T) { eachWay(t, testDaemonKilledInAdd) }
+
+func testDaemonKilledInAdd(t *testing.T, way func(*Options)) {
+	e := newEnv(t, withPlugin("slow"), way)
 	e.settleGrace = 50 * time.Millisecond
 	unchanged := e.unchanged()
 	e.script("slow", hangs)

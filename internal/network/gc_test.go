@@ -7,8 +7,10 @@ import (
 	"testing"
 )
 
-func TestGC(t *testing.T) {
-	e := newEnv(t, nil)
+func TestGC(t *testing.T) { eachWay(t, testGC) }
+
+func testGC(t *testing.T, way func(*Options)) {
+	e := newEnv(t, nil, way)
 	live, gone, cut, lost := e.pod(), e.pod(), e.pod(), e.pod()
 	e.add(live)
 	before := e.state()

@@ -136,7 +136,8 @@ func newEnv(t *testing.T, files map[string]string, change ...func(*Options)) *en
 		BinDirs:  []string{e.bin, plugins},
 		CacheDir: filepath.Join(dir, "cni"),
 		Default:  len(files) == 0, DefaultBridge: "bt0", DefaultSubnet: "10.88.16.0/24", DefaultSubnet6: "fd00:88:16::/64",
-		Log: slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelDebug})),
+		InProcess: true,
+		Log:       slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelDebug})),
 	}
 	for _, c := range change {
 		c(&e.opts)
@@ -152,6 +153,13 @@ func newEnv(t *testing.T, files map[string]string, change ...func(*Options)) *en
 		removeBridges(t)
 	})
 	return e
+}
+
+// eachWay runs a test with plugins in process, and with plugins as programs.
+func eachWay(t *testing.T, test func(t *testing.T, way func(*Options))) {
+	for name, inProcess := range map[string]bool{"in process": true, "programs": false} {
+		t.Run(name, func(t *testing.T) { test(t, func(o *Options) { o.InProcess = inProcess }) })
+	}
 }
 
 func (e *env) start() {
