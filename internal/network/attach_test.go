@@ -233,6 +233,13 @@ func (e *env) replace(name, text string) {
 // eventually waits for what another goroutine is about to do.
 func (e *env) eventually(what string, is func() bool) {
 	e.t.Helper()
+	if !becomes(is) {
+		e.t.Fatalf("not so within 10 s: %s", what)
+	}
+}
+
+// becomes waits until it is so.
+func becomes(is func() bool) bool {
 	tick := time.NewTicker(2 * time.Millisecond)
 	defer tick.Stop()
 	deadline := time.After(10 * time.Second)
@@ -240,9 +247,10 @@ func (e *env) eventually(what string, is func() bool) {
 		select {
 		case <-tick.C:
 		case <-deadline:
-			e.t.Fatalf("not so within 10 s: %s", what)
+			return false
 		}
 	}
+	return true
 }
 
 func TestParallel(t *testing.T) { eachWay(t, testParallel) }

@@ -10,7 +10,7 @@
 //   - Rules are written the way iptables-save prints them, so that a rule that
 //     is there is known by its text.
 //
-// Concurrency: no state; safe for concurrent use. The programs take the lock of
+// Concurrency: no state but which programs work; safe for concurrent use. The programs take the lock of
 // iptables themselves.
 package iptables
 

@@ -9,8 +9,6 @@ import (
 	"net/netip"
 	"slices"
 
-	"berth/internal/network/builtin/iptables"
-
 	"github.com/containernetworking/cni/pkg/skel"
 	"github.com/containernetworking/cni/pkg/types"
 	types100 "github.com/containernetworking/cni/pkg/types/100"
@@ -182,15 +180,14 @@ func (c *conf) findAddresses(ifName string) {
 // backend is the mapper for the configuration. Where that names none it is
 // iptables, as with the reference, unless nftables alone works.
 func (p *Plugin) backend(ctx context.Context, c *conf, args *skel.CmdArgs) mapper {
-	programs := iptables.Programs{Env: []string{"CNI_CONTAINERID=" + args.ContainerID, "CNI_IFNAME=" + args.IfName}}
 	kind := backendIPTables
 	if c.Backend != nil {
 		kind = *c.Backend
-	} else if !programs.Supported(ctx) && p.NFT.Supported() {
+	} else if !programs(args).Supported(ctx) && p.NFT.Supported() {
 		kind = backendNFTables
 	}
 	if kind == backendNFTables {
 		return nftables{p.NFT}
 	}
-	return tables{programs, p.NFT}
+	return tables{programs(args), p.NFT}
 }

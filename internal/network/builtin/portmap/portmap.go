@@ -24,6 +24,7 @@ import (
 	"path/filepath"
 	"time"
 
+	"berth/internal/network/builtin/iptables"
 	"berth/internal/network/builtin/nft"
 
 	"github.com/containernetworking/cni/pkg/skel"
@@ -71,7 +72,7 @@ func (p *Plugin) Add(ctx context.Context, args *skel.CmdArgs) (types.Result, err
 		if err = p.forward(ctx, m, c, args.ContainerID, addr); err != nil {
 			ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTimeout)
 			defer cancel()
-			return nil, errors.Join(err, m.unforward(ctx, c, args.ContainerID))
+			return nil, errors.Join(err, p.unforward(ctx, c, args))
 		}
 	}
 	return c.PrevResult, nil
@@ -131,7 +132,22 @@ func (p *Plugin) Del(ctx context.Context, args *skel.CmdArgs) error {
 	if len(c.ports) == 0 {
 		return nil
 	}
-	return p.backend(ctx, c, args).unforward(ctx, c, args.ContainerID)
+	return p.unforward(ctx, c, args)
+}
+
+// unforward removes the rules of both backends: the configuration may not
+// always have named the one that it names now.
+func (p *Plugin) unforward(ctx context.Context, c *conf, args *skel.CmdArgs) error {
+	err := tables{programs(args), p.NFT}.unforward(ctx, c, args.ContainerID)
+	if p.NFT.Supported() {
+		err = errors.Join(err, nftables{p.NFT}.unforward(ctx, c, args.ContainerID))
+	}
+	return err
+}
+
+// programs are marked with the call that they are executed for, as plugins are.
+func programs(args *skel.CmdArgs) iptables.Programs {
+	return iptables.Programs{Env: []string{"CNI_CONTAINERID=" + args.ContainerID, "CNI_IFNAME=" + args.IfName}}
 }
 
 // Check tells whether the ports are forwarded.
