@@ -18,6 +18,9 @@ import (
 	"berth/internal/supervisor/wire"
 )
 
+// removeTimeout bounds OpDelete.
+const removeTimeout = 15 * time.Second
+
 // accept serves the control protocol until the listener is closed.
 func (s *Server) accept(ctx context.Context, l *net.UnixListener) {
 	for {
@@ -68,7 +71,7 @@ func (s *Server) converse(ctx context.Context, c *wire.Conn) {
 	}()
 	for {
 		var req wire.Request
-		files, err := c.Receive(&req)
+		fds, err := c.Receive(&req)
 		if err != nil {
 			if !errors.Is(err, io.EOF) && !errors.Is(err, net.ErrClosed) && !errors.Is(err, unix.ECONNRESET) {
 				_ = c.Send(failure(fmt.Errorf("%w: %w", err, errdefs.ErrInvalidArgument))) // it may have gone
@@ -85,12 +88,9 @@ func (s *Server) converse(ctx context.Context, c *wire.Conn) {
 			s.attach(ctx, c, req)
 			return
 		}
-		res, out := s.answer(ctx, req, files)
+		res, out := s.answer(ctx, req, fds)
 		err = c.Send(res, out...)
-		for _, f := range append(files, out...) {
-			_ = f.Close() // copies
-		}
-		if err != nil {
+		if err = errors.Join(err, wire.Close(fds), wire.Close(out)); err != nil {
 			return
 		}
 	}
@@ -115,7 +115,7 @@ func failure(err error) wire.Response {
 }
 
 // answer does what a request asks; out are descriptors to send, to be closed.
-func (s *Server) answer(ctx context.Context, req wire.Request, in []*os.File) (res wire.Response, out []*os.File) {
+func (s *Server) answer(ctx context.Context, req wire.Request, in []int) (res wire.Response, out []int) {
 	res = wire.Response{Version: wire.Version, OK: true, PID: os.Getpid()}
 	var err error
 	switch {
@@ -126,6 +126,8 @@ func (s *Server) answer(ctx context.Context, req wire.Request, in []*os.File) (r
 		res.Tasks = s.list(req.ID)
 	case req.Op == wire.OpReopen:
 		err = s.reopen(ctx, req.ID)
+	case req.Op == wire.OpDelete:
+		err = s.remove(ctx, req.ID)
 	case req.Op == wire.OpKeep:
 		res.Files, out, err = s.keep(ctx, req.ID)
 	case req.Op == wire.OpRestore:
@@ -155,6 +157,31 @@ func (s *Server) list(id string) []wire.Task {
 		tasks = append(tasks, wire.Task{ID: c.id, PID: pid, Exited: pid != 0 && !running, Reason: end.Reason})
 	}
 	return tasks
+}
+
+// remove kills and deletes a container.
+func (s *Server) remove(ctx context.Context, id string) error {
+	c, err := s.find(ctx, id)
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, removeTimeout)
+	defer cancel()
+	if err := c.kill(ctx, unix.SIGKILL, true); err != nil && !errdefs.IsNotFound(err) {
+		return err
+	}
+	select {
+	case <-c.init.exited:
+	case <-ctx.Done():
+		return fmt.Errorf("container %s does not end of SIGKILL: %w", id, errdefs.ErrUnavailable)
+	}
+	end, err := c.delete(ctx)
+	if err != nil {
+		return err
+	}
+	s.drop(c, nil)
+	s.deletedEvent(c.init, end)
+	return nil
 }
 
 func (s *Server) logOf(ctx context.Context, id string) (*logs.IO, *container, error) {
@@ -240,7 +267,7 @@ func (s *Server) attach(ctx context.Context, c *wire.Conn, req wire.Request) {
 }
 
 // keep duplicates what a container's stdio and end depend on.
-func (s *Server) keep(ctx context.Context, id string) (names []string, files []*os.File, err error) {
+func (s *Server) keep(ctx context.Context, id string) (names []string, fds []int, err error) {
 	c, err := s.find(ctx, id)
 	if err != nil {
 		return nil, nil, err
@@ -251,7 +278,7 @@ func (s *Server) keep(ctx context.Context, id string) (names []string, files []*
 		}
 		var copied int
 		if copied, err = unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 3); err == nil {
-			names, files = append(names, name), append(files, os.NewFile(uintptr(copied), name))
+			names, fds = append(names, name), append(fds, copied)
 		}
 	}
 	p := c.init
@@ -270,17 +297,14 @@ func (s *Server) keep(ctx context.Context, id string) (names []string, files []*
 	}
 	p.io.mu.Unlock()
 	if err != nil {
-		for _, f := range files {
-			_ = f.Close()
-		}
-		return nil, nil, err
+		return nil, nil, errors.Join(err, wire.Close(fds))
 	}
-	return names, files, nil
+	return names, fds, nil
 }
 
 // restore takes back what somebody kept for a container that was adopted. The
 // descriptors stay the caller's.
-func (s *Server) restore(ctx context.Context, req wire.Request, in []*os.File) error {
+func (s *Server) restore(ctx context.Context, req wire.Request, in []int) error {
 	c, err := s.find(ctx, req.ID)
 	if err != nil {
 		return err
@@ -301,14 +325,14 @@ func (s *Server) restore(ctx context.Context, req wire.Request, in []*os.File) e
 
 // restoreEnd learns from a kept pidfd how a process ended of which only that is
 // known.
-func (p *process) restoreEnd(f *os.File) error {
+func (p *process) restoreEnd(pidfd int) error {
 	p.mu.Lock()
 	lost := p.pidfd < 0 && !p.dead
 	p.mu.Unlock()
 	if !lost {
 		return nil
 	}
-	ws, err := exitInfo(int(f.Fd()))
+	ws, err := exitInfo(pidfd)
 	if err != nil {
 		return fmt.Errorf("the end of process %s: %w", p, err)
 	}
@@ -317,7 +341,7 @@ func (p *process) restoreEnd(f *os.File) error {
 }
 
 // restoreConsole goes on copying between a kept console and its FIFOs.
-func (c *container) restoreConsole(f *os.File) error {
+func (c *container) restoreConsole(fd int) error {
 	io := &c.init.io
 	io.mu.Lock()
 	has := io.master != nil
@@ -330,11 +354,11 @@ func (c *container) restoreConsole(f *os.File) error {
 	if c.opts.Stdin {
 		in = c.opts.Stdio + "/stdin"
 	}
-	fd, err := unix.FcntlInt(f.Fd(), unix.F_DUPFD_CLOEXEC, 3)
+	fd, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 3)
 	if err != nil {
 		return err
 	}
-	master, err := pollable(os.NewFile(uintptr(fd), "console"))
+	master, err := pollable(fd)
 	if err != nil {
 		return err
 	}

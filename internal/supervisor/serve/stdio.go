@@ -275,23 +275,19 @@ func receiveFile(socket *os.File) (*os.File, error) {
 	if err != nil {
 		return nil, err
 	}
-	files, err := wire.Files(oob[:oobn])
-	if err != nil || len(files) != 1 {
-		return nil, errors.Join(err, fmt.Errorf("%d descriptors and %d bytes came", len(files), n))
+	fds, err := wire.Descriptors(oob[:oobn])
+	if err != nil || len(fds) != 1 {
+		return nil, errors.Join(err, fmt.Errorf("%d descriptors and %d bytes came", len(fds), n), wire.Close(fds))
 	}
-	return pollable(files[0])
+	return pollable(fds[0])
 }
 
-// pollable is f for Go's poller, in place of f.
-func pollable(f *os.File) (*os.File, error) {
-	fd, err := unix.FcntlInt(f.Fd(), unix.F_DUPFD_CLOEXEC, 3)
-	if err = errors.Join(err, f.Close()); err != nil {
-		return nil, err
-	}
+// pollable is a descriptor as a file for Go's poller.
+func pollable(fd int) (*os.File, error) {
 	if err := unix.SetNonblock(fd, true); err != nil {
 		return nil, errors.Join(err, unix.Close(fd))
 	}
-	return os.NewFile(uintptr(fd), f.Name()), nil
+	return os.NewFile(uintptr(fd), "console"), nil
 }
 
 // resize gives the console a size.

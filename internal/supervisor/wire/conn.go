@@ -19,8 +19,8 @@ const maxFiles = 8
 // goroutine at a time and received by one at a time.
 type Conn struct {
 	*net.UnixConn
-	in    []byte // received, not yet taken
-	files []*os.File
+	in  []byte // received, not yet taken
+	fds []int
 }
 
 // Dial connects to a control socket in an open directory: the path of a socket
@@ -44,70 +44,64 @@ func Address(dir *os.File, name string) *net.UnixAddr {
 	return &net.UnixAddr{Net: "unix", Name: fmt.Sprintf("/proc/self/fd/%d/%s", dir.Fd(), name)}
 }
 
-// Send sends a message, with descriptors.
-func (c *Conn) Send(v any, files ...*os.File) error {
+// Send sends a message, with descriptors, which stay the caller's.
+func (c *Conn) Send(v any, fds ...int) error {
 	line, err := Line(v)
 	if err != nil {
 		return err
 	}
-	if len(files) == 0 {
-		_, err = c.Write(line)
-		return err
-	}
-	var fds []int
-	for _, f := range files {
-		raw, err := f.SyscallConn()
-		if err != nil {
-			return err
-		}
-		// The file is kept open by the caller.
-		if err := raw.Control(func(fd uintptr) { fds = append(fds, int(fd)) }); err != nil {
+	n := 0
+	if len(fds) > 0 {
+		if n, _, err = c.WriteMsgUnix(line, unix.UnixRights(fds...), nil); err != nil {
 			return err
 		}
 	}
-	n, _, err := c.WriteMsgUnix(line, unix.UnixRights(fds...), nil)
-	if err == nil && n < len(line) {
+	if n < len(line) {
 		_, err = c.Write(line[n:])
 	}
 	return err
 }
 
 // Receive takes the next message. The descriptors that came with it are the
-// caller's to close. io.EOF: the other side has ended.
-func (c *Conn) Receive(v any) ([]*os.File, error) {
+// caller's to close; they are numbers, for a file of Go's would be polled.
+// io.EOF: the other side has ended.
+func (c *Conn) Receive(v any) (fds []int, err error) {
 	for {
 		if end := bytes.IndexByte(c.in, '\n'); end >= 0 {
 			line := c.in[:end]
 			c.in = c.in[end+1:]
-			files := c.files
-			c.files = nil
+			fds, c.fds = c.fds, nil
 			if err := json.Unmarshal(line, v); err != nil {
-				return nil, errors.Join(fmt.Errorf("a message is not understood: %w", err), closeAll(files))
+				return nil, errors.Join(fmt.Errorf("a message is not understood: %w", err), Close(fds))
 			}
-			return files, nil
+			return fds, nil
 		}
-		if len(c.in) >= MaxLine {
-			return nil, fmt.Errorf("a message is longer than %d bytes", MaxLine)
-		}
-		buf, oob := make([]byte, 4096), make([]byte, unix.CmsgSpace(4*maxFiles))
-		n, oobn, _, _, err := c.ReadMsgUnix(buf, oob)
-		if files, ferr := Files(oob[:oobn]); ferr != nil {
-			return nil, errors.Join(ferr, closeAll(files))
-		} else if c.files = append(c.files, files...); len(c.files) > maxFiles {
-			err = errors.Join(fmt.Errorf("more than %d descriptors came", maxFiles), closeAll(c.files))
-			c.files = nil
-			return nil, err
-		}
-		c.in = append(c.in, buf[:n]...)
-		if err == nil && n == 0 {
-			err = io.EOF
-		}
-		if err != nil {
-			err = errors.Join(err, closeAll(c.files))
-			c.files = nil
+		if err = c.more(); err != nil {
+			err = errors.Join(err, Close(c.fds))
+			c.fds = nil
 			return nil, err
 		}
 	}
+}
+
+// more receives some bytes and what came with them.
+func (c *Conn) more() error {
+	if len(c.in) >= MaxLine {
+		return fmt.Errorf("a message is longer than %d bytes", MaxLine)
+	}
+	buf, oob := make([]byte, 4096), make([]byte, unix.CmsgSpace(4*maxFiles))
+	n, oobn, _, _, err := c.ReadMsgUnix(buf, oob)
+	fds, oobErr := Descriptors(oob[:oobn])
+	c.in, c.fds = append(c.in, buf[:n]...), append(c.fds, fds...)
+	switch {
+	case oobErr != nil:
+		return oobErr
+	case len(c.fds) > maxFiles:
+		return fmt.Errorf("more than %d descriptors came", maxFiles)
+	case err == nil && n == 0:
+		return io.EOF
+	}
+	return err
 }
 
 // Read reads what follows the messages that were received: frames.
@@ -120,30 +114,30 @@ func (c *Conn) Read(p []byte) (int, error) {
 	return c.UnixConn.Read(p)
 }
 
-func closeAll(files []*os.File) error {
+// Close closes descriptors.
+func Close(fds []int) error {
 	var errs []error
-	for _, f := range files {
-		errs = append(errs, f.Close())
+	for _, fd := range fds {
+		errs = append(errs, unix.Close(fd))
 	}
 	return errors.Join(errs...)
 }
 
-// Files are the descriptors in control messages.
-func Files(oob []byte) ([]*os.File, error) {
+// Descriptors are those in control messages.
+func Descriptors(oob []byte) (fds []int, err error) {
 	messages, err := unix.ParseSocketControlMessage(oob)
 	if err != nil {
 		return nil, err
 	}
-	var files []*os.File
 	for _, m := range messages {
-		fds, err := unix.ParseUnixRights(&m)
+		got, err := unix.ParseUnixRights(&m)
 		if err != nil {
-			return files, err
+			return fds, err
 		}
-		for _, fd := range fds {
-			unix.CloseOnExec(fd)
-			files = append(files, os.NewFile(uintptr(fd), "received"))
-		}
+		fds = append(fds, got...)
 	}
-	return files, nil
+	for _, fd := range fds {
+		unix.CloseOnExec(fd)
+	}
+	return fds, nil
 }

@@ -88,6 +88,8 @@ const (
 	OpTasks = "tasks"
 	// OpReopen opens the log file of a container again.
 	OpReopen = "reopen"
+	// OpDelete kills a container where it runs, and removes it.
+	OpDelete = "delete"
 	// OpAttach answers and then sends frames of output.
 	OpAttach = "attach"
 	// OpKeep answers with the descriptors that a container's stdio and end
