@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -68,6 +69,9 @@ type kept struct {
 	fds   []int
 	// fifos hold what the container wrote last while no supervisor runs.
 	fifos []int
+	// noStdin says that the container's input has ended: nobody may hold it
+	// open any more.
+	noStdin bool
 }
 
 func (k *kept) close() error {
@@ -79,6 +83,33 @@ func (k *kept) close() error {
 	err := errors.Join(wire.Close(k.fds), wire.Close(k.fifos))
 	k.names, k.fds, k.fifos = nil, nil, nil
 	return err
+}
+
+// dropStdin closes what is kept of a container's input, now and from now on.
+func (k *kept) dropStdin() error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.noStdin = true
+	i := slices.Index(k.names, wire.FileStdin)
+	if i < 0 {
+		return nil
+	}
+	fd := k.fds[i]
+	k.names, k.fds = slices.Delete(k.names, i, i+1), slices.Delete(k.fds, i, i+1)
+	return unix.Close(fd)
+}
+
+// endStdin says that a container's input is to end.
+func (f *Fleet) endStdin(name, id string) error {
+	l := f.link(name)
+	l.mu.Lock()
+	k := l.users[id]
+	if k == nil {
+		k = &kept{}
+		l.users[id] = k
+	}
+	l.mu.Unlock()
+	return k.dropStdin()
 }
 
 // NewFleet returns a Fleet; it starts nothing. Close ends it.
@@ -323,9 +354,12 @@ func (f *Fleet) Keep(ctx context.Context, name, id, dir string) error {
 	}
 	l.mu.Unlock()
 	if !ok { // it was released meanwhile
-		old = k
+		return k.close()
 	}
-	return old.close()
+	if old != nil && old.noStdin {
+		err = k.dropStdin()
+	}
+	return errors.Join(err, old.close())
 }
 
 // Close ends the connections and all goroutines. Supervisors stay while they

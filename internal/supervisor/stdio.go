@@ -76,6 +76,9 @@ func (s *Stdio) Close() error { return s.fleet.Release(s.name, s.opts.ID) }
 
 // Attach is logs.IO.Attach, with the output from the supervisor.
 func (s *Stdio) Attach(ctx context.Context, o logs.AttachOptions) error {
+	if end := o.CloseStdin; end != nil {
+		o.CloseStdin = func() error { return errors.Join(s.fleet.endStdin(s.name, s.opts.ID), end()) }
+	}
 	return s.input.Attach(ctx, o, func() (<-chan error, func(), error) {
 		c, res, _, err := s.fleet.ask(ctx, s.name, wire.Request{
 			Op: wire.OpAttach, ID: s.opts.ID, Stdout: o.Stdout != nil, Stderr: o.Stderr != nil,

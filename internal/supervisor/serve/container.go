@@ -111,7 +111,12 @@ func (c *container) create(r *taskAPI.CreateTaskRequest) (err error) {
 		return err
 	}
 	// Once the init has its root, the host needs it no more.
-	defer func() { err = errors.Join(err, unmount()) }()
+	defer func() {
+		err = errors.Join(err, unmount())
+		if err != nil {
+			c.undoCreate()
+		}
+	}()
 	config, err := c.config(spec)
 	if err != nil {
 		return err
@@ -119,11 +124,6 @@ func (c *container) create(r *taskAPI.CreateTaskRequest) (err error) {
 	if err := c.save(); err != nil {
 		return err
 	}
-	defer func() {
-		if err != nil {
-			c.undoCreate()
-		}
-	}()
 	if err := c.openLog(config); err != nil {
 		return err
 	}
@@ -152,7 +152,8 @@ func (c *container) config(spec *specs.Spec) (*configs.Config, error) {
 }
 
 // mountRoot mounts the container's root file system outside the bundle, which
-// containerd unmounts when it thinks that this process is gone.
+// containerd unmounts when it thinks that this process is gone. The directory
+// stays until the container is deleted: libcontainer starts processes in it.
 func (c *container) mountRoot(r *taskAPI.CreateTaskRequest, spec *specs.Spec) (unmount func() error, err error) {
 	nothing := func() error { return nil }
 	if len(r.Rootfs) == 0 {
@@ -161,17 +162,11 @@ func (c *container) mountRoot(r *taskAPI.CreateTaskRequest, spec *specs.Spec) (u
 		}
 		return nothing, nil
 	}
-	dir := filepath.Join(c.s.home, wire.Roots, c.id)
+	dir := c.rootDir()
 	if err := os.MkdirAll(dir, 0o711); err != nil {
 		return nothing, err
 	}
-	unmount = func() error {
-		err := unix.Unmount(dir, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
-		if errors.Is(err, unix.EINVAL) {
-			err = nil // not mounted
-		}
-		return errors.Join(err, os.Remove(dir))
-	}
+	unmount = func() error { return unmountRoot(dir) }
 	var mounts []mount.Mount
 	for _, m := range r.Rootfs {
 		mounts = append(mounts, mount.Mount{Type: m.Type, Source: m.Source, Target: m.Target, Options: m.Options})
@@ -181,6 +176,16 @@ func (c *container) mountRoot(r *taskAPI.CreateTaskRequest, spec *specs.Spec) (u
 	}
 	spec.Root.Path = dir
 	return unmount, nil
+}
+
+func (c *container) rootDir() string { return filepath.Join(c.s.home, wire.Roots, c.id) }
+
+func unmountRoot(dir string) error {
+	err := unix.Unmount(dir, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
+	if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOENT) {
+		return nil // not mounted
+	}
+	return err
 }
 
 // openLog opens the container's own FIFOs and its log.

@@ -77,7 +77,7 @@ func (c *container) save() error {
 
 // forget removes the container's state.
 func (c *container) forget() error {
-	return errors.Join(removeIfThere(c.s.statePath(c.id)), removeIfThere(c.s.statePath(c.id)+".new"))
+	return errors.Join(removeIfThere(c.rootDir()), removeIfThere(c.s.statePath(c.id)), removeIfThere(c.s.statePath(c.id)+".new"))
 }
 
 func removeIfThere(path string) error {
@@ -119,10 +119,10 @@ func (s *Server) dropRoots() error {
 	}
 	for _, e := range entries {
 		dir := filepath.Join(roots, e.Name())
-		if uerr := unix.Unmount(dir, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW); uerr != nil && !errors.Is(uerr, unix.EINVAL) {
-			err = errors.Join(err, fmt.Errorf("unmount %s: %w", dir, uerr))
+		err = errors.Join(err, unmountRoot(dir))
+		if s.containers[e.Name()] == nil {
+			err = errors.Join(err, removeIfThere(dir))
 		}
-		err = errors.Join(err, os.Remove(dir))
 	}
 	return err
 }

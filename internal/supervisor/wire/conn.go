@@ -91,8 +91,8 @@ func (c *Conn) more() error {
 	}
 	buf, oob := make([]byte, 4096), make([]byte, unix.CmsgSpace(4*maxFiles))
 	n, oobn, _, _, err := c.ReadMsgUnix(buf, oob)
-	fds, oobErr := Descriptors(oob[:oobn])
-	c.in, c.fds = append(c.in, buf[:n]...), append(c.fds, fds...)
+	fds, oobErr := Descriptors(oob[:max(oobn, 0)])
+	c.in, c.fds = append(c.in, buf[:max(n, 0)]...), append(c.fds, fds...) // n is -1 with an error
 	switch {
 	case oobErr != nil:
 		return oobErr
