@@ -23,7 +23,7 @@ var undoOrder = []string{"network", "init", "cgroup", "shm", "namespaces", "dire
 // it runs, for a step may have added to it.
 func (s *Service) undoOf(id string) map[string]func(context.Context) error {
 	return map[string]func(context.Context) error{
-		"record": func(context.Context) error { return s.Store.Sandboxes.Delete(id) },
+		"record": func(context.Context) error { return s.forget(id) },
 		"directories": func(context.Context) error {
 			return errors.Join(host.RemoveTree(s.Paths.Root, "sandboxes/"+id), host.RemoveTree(s.Paths.State, "sandboxes/"+id))
 		},
@@ -92,8 +92,18 @@ func (s *Service) removeCgroup(id string) error {
 	if err != nil {
 		return err
 	}
-	if err := s.Cgroups.Remove(box.CgroupParent); err != nil {
+	return s.Cgroups.Remove(box.CgroupParent)
+}
+
+// forget deletes the record. The last of several pods removed at once that does
+// so is the one to see that there is no other.
+func (s *Service) forget(id string) error {
+	box, err := s.Store.Sandboxes.Get(id)
+	if err := s.Store.Sandboxes.Delete(id); err != nil {
 		return err
+	}
+	if err != nil || !box.OwnCgroup {
+		return nil
 	}
 	return s.removeEmptyParent(box.CgroupParent)
 }
