@@ -327,12 +327,12 @@ func (s *Server) restore(ctx context.Context, req wire.Request, in []int) error 
 // known.
 func (p *process) restoreEnd(pidfd int) error {
 	p.mu.Lock()
-	lost := p.pidfd < 0 && !p.dead
+	lost, pid, start := p.pidfd < 0 && !p.dead, p.pid, p.start
 	p.mu.Unlock()
 	if !lost {
 		return nil
 	}
-	ws, err := exitInfo(pidfd)
+	ws, err := endOf(pid, start, pidfd)
 	if err != nil {
 		return fmt.Errorf("the end of process %s: %w", p, err)
 	}

@@ -54,19 +54,52 @@ func exitCode(ws unix.WaitStatus) uint32 {
 	return uint32(ws.ExitStatus())
 }
 
-// startTime is when the process started, in clock ticks since the machine did,
-// and its state. With the number it names the process for good.
-func startTime(pid int) (start uint64, state byte, err error) {
-	stat, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
+// A procStat is what /proc/PID/stat tells.
+type procStat struct {
+	state byte
+	start uint64 // in clock ticks since the machine started
+	// exit is how a zombie ended; the kernel tells it those who may trace the
+	// process.
+	exit unix.WaitStatus
+}
+
+// readStat reads it. The start time with the number names a process for good.
+func readStat(pid int) (procStat, error) {
+	data, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
 	if err != nil {
-		return 0, 0, err
+		return procStat{}, err
 	}
 	// The name, field 2, may hold anything.
-	fields := bytes.Fields(stat[bytes.LastIndexByte(stat, ')')+1:])
-	const afterName = 22 - 3
-	if len(fields) <= afterName {
-		return 0, 0, fmt.Errorf("stat of process %d: too few fields", pid)
+	fields := bytes.Fields(data[bytes.LastIndexByte(data, ')')+1:])
+	const state, start, exit = 3 - 3, 22 - 3, 52 - 3
+	if len(fields) <= exit {
+		return procStat{}, fmt.Errorf("stat of process %d: too few fields", pid)
 	}
-	start, err = strconv.ParseUint(string(fields[afterName]), 10, 64)
-	return start, fields[0][0], err
+	st := procStat{state: fields[state][0]}
+	if st.start, err = strconv.ParseUint(string(fields[start]), 10, 64); err != nil {
+		return st, err
+	}
+	code, err := strconv.ParseUint(string(fields[exit]), 10, 32)
+	st.exit = unix.WaitStatus(code)
+	return st, err
+}
+
+// isZombie says that the process has ended and its parent has not taken note.
+func (s procStat) isZombie() bool { return s.state == 'Z' || s.state == 'X' }
+
+// endOf is how a process ended that is no child: while it is a zombie from
+// /proc, and after that from its pidfd, where there is one (-1: none) and the
+// kernel is new enough.
+func endOf(pid int, start uint64, pidfd int) (unix.WaitStatus, error) {
+	st, err := readStat(pid)
+	if err == nil && st.start == start && st.isZombie() {
+		return st.exit, nil
+	}
+	if err == nil && st.start == start {
+		return 0, errNotReaped // it runs
+	}
+	if pidfd < 0 {
+		return 0, fmt.Errorf("end of process %d: %w", pid, os.ErrNotExist)
+	}
+	return exitInfo(pidfd)
 }

@@ -3,7 +3,6 @@ package serve
 import (
 	"errors"
 	"fmt"
-	"os"
 	"sync"
 	"syscall"
 	"time"
@@ -104,7 +103,7 @@ func (p *process) connect(lp *libcontainer.Process) {
 
 // watch notes the number of a process that is there, and waits for its end.
 func (p *process) watch(pid int) error {
-	start, _, err := startTime(pid)
+	stat, err := readStat(pid)
 	if err != nil {
 		return fmt.Errorf("process %d: %w", pid, err)
 	}
@@ -112,7 +111,7 @@ func (p *process) watch(pid int) error {
 	if err != nil {
 		return fmt.Errorf("pidfd of process %d: %w", pid, err)
 	}
-	return p.watchFD(pid, start, fd)
+	return p.watchFD(pid, stat.start, fd)
 }
 
 // watchFD is watch for one whose pidfd is there; it takes the descriptor.
@@ -151,7 +150,7 @@ func (p *process) ended() {
 func (p *process) askExit(end exit) (exit, bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	ws, err := exitInfo(p.pidfd)
+	ws, err := endOf(p.pid, p.start, p.pidfd)
 	switch {
 	case err == nil:
 		end.Status = exitCode(ws)
@@ -249,11 +248,8 @@ func hostRoot(c *configs.Config) (uid, gid int, err error) {
 	return uid, gid, err
 }
 
-// exists tells whether the process that was pid runs, not as a zombie.
+// exists tells whether the process that was pid runs.
 func exists(pid int, start uint64) bool {
-	now, state, err := startTime(pid)
-	if errors.Is(err, os.ErrNotExist) {
-		return false
-	}
-	return err == nil && now == start && state != 'Z' && state != 'X'
+	st, err := readStat(pid)
+	return err == nil && st.start == start && !st.isZombie()
 }

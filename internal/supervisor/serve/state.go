@@ -208,7 +208,12 @@ func (c *container) adoptInit(st state) {
 			}
 		}
 	}
-	// It ended meanwhile. Somebody may have kept its pidfd and give it back.
+	// It ended meanwhile.
+	if ws, err := endOf(st.PID, st.Start, -1); err == nil {
+		go p.finish(exit{Status: exitCode(ws), At: time.Now()})
+		return
+	}
+	// Somebody may have kept its pidfd and give it back.
 	time.AfterFunc(restoreWait, func() {
 		p.finish(exit{Status: unknownExit, At: time.Now(),
 			Reason: "it ended while no supervisor ran, so how it ended is not known"})

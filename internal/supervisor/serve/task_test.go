@@ -23,7 +23,7 @@ func TestLife(t *testing.T) {
 	s := start(t)
 	ctx := testContext(t)
 	id := "one"
-	pid, err := s.create(id, s.bundle(id, "echo out; echo err >&2; exit 7"), s.options(id))
+	pid, err := s.create(id, s.bundle(id, "echo err >&2; exit 7"), s.options(id))
 	must(t, err)
 	state := func() task.Status {
 		res, err := s.task.State(ctx, &taskAPI.StateRequest{ID: id})
@@ -45,7 +45,7 @@ func TestLife(t *testing.T) {
 		t.Errorf("after the end: %v", got)
 	}
 	// What was written last is in the log when the end is told.
-	if diff := cmp.Diff("stdout F out\nstderr F err\n", s.log(id)); diff != "" {
+	if diff := cmp.Diff("stderr F err\n", s.log(id)); diff != "" {
 		t.Errorf("log (-want +got):\n%s", diff)
 	}
 	pids, err := s.task.Pids(ctx, &taskAPI.PidsRequest{ID: id})
