@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"strings"
+	"syscall"
 	"time"
 
 	containerd "github.com/containerd/containerd/v2/client"
@@ -119,6 +120,18 @@ func (s *Service) join(ctx context.Context, l *live) (containerd.Task, error) {
 		containerd.WithRuntimePath(s.SupervisorBinary))
 }
 
+// joinAgain is join for a container whose task containerd has forgotten. It may
+// have left the task's bundle, which nobody but it would need.
+func (s *Service) joinAgain(ctx context.Context, l *live) (containerd.Task, error) {
+	task, err := s.join(ctx, l)
+	if err != nil && strings.Contains(err.Error(), syscall.EEXIST.Error()) {
+		if err = s.removeBundle(l.id); err == nil {
+			task, err = s.join(ctx, l)
+		}
+	}
+	return task, err
+}
+
 // keep has what the next supervisor would need of a container.
 func (s *Service) keep(l *live) {
 	if l.supervisor == "" {
@@ -148,7 +161,7 @@ func (s *Service) rejoin(l *live, broken error) *end {
 	if err == nil {
 		// The task that l has names this one too.
 		if _, err = s.loadTask(s.Engine.Context(ctx), l.id); notFound(err) {
-			if _, err = s.join(ctx, l); err == nil {
+			if _, err = s.joinAgain(ctx, l); err == nil {
 				s.keep(l)
 			}
 		}
@@ -190,7 +203,7 @@ func (s *Service) resumeSupervised(ctx context.Context, c *record.Container) err
 	}
 	l.task, err = s.loadTask(s.Engine.Context(ctx), c.ID)
 	if notFound(err) {
-		l.task, err = s.join(ctx, l)
+		l.task, err = s.joinAgain(ctx, l)
 	}
 	if err != nil {
 		return err
