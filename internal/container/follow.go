@@ -33,7 +33,6 @@ func (s *Service) follow(l *live) {
 	s.live[l.id] = l
 	s.mu.Unlock()
 	s.wg.Go(func() {
-		s.keep(l)
 		end, ok := s.waitForEnd(l)
 		if !ok {
 			s.closeStdio(l)

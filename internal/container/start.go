@@ -138,6 +138,9 @@ func (s *Service) makeTask(ctx context.Context, l *live) error {
 	if l.supervisor != "" {
 		task, err := s.join(ctx, l)
 		l.task = task
+		if err == nil {
+			s.keep(l)
+		}
 		return refusal(ctx, err)
 	}
 	c, err := s.client.LoadContainer(ctx, l.id)

@@ -134,9 +134,6 @@ func (s *Service) joinAgain(ctx context.Context, l *live) (containerd.Task, erro
 
 // keep has what the next supervisor would need of a container.
 func (s *Service) keep(l *live) {
-	if l.supervisor == "" {
-		return
-	}
 	err := s.Supervisors.Keep(s.base, l.supervisor, l.id, s.stdioDir(l.id))
 	if err != nil && !notFound(err) && s.base.Err() == nil {
 		s.Log.Warn("were its supervisor killed now, a container's last output and exit code would be lost", "container", l.id, "err", err)
@@ -208,6 +205,7 @@ func (s *Service) resumeSupervised(ctx context.Context, c *record.Container) err
 	if err != nil {
 		return err
 	}
+	s.keep(l)
 	s.follow(l)
 	return nil
 }
