@@ -221,6 +221,7 @@ func (f *Fleet) connect(ctx context.Context, l *link) error {
 	if err != nil {
 		return fmt.Errorf("supervisor %s: %w: %w", l.name, err, errdefs.ErrUnavailable)
 	}
+	f.giveBack(l) // before anybody asks the new one how a container ended
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.closed {
@@ -258,7 +259,6 @@ func (f *Fleet) follow(l *link, c *wire.Conn) {
 	f.opts.Log.Warn("a supervisor ended; another one is started and takes up its containers", "supervisor", l.name, "err", err)
 	for pause := restartWait; ; pause = min(2*pause, restartMax) {
 		if err = f.connect(f.ctx, l); err == nil {
-			f.giveBack(l)
 			return
 		}
 		if f.ctx.Err() != nil {
