@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"berth/internal/logs"
+	"berth/internal/supervisor/watch"
 	"berth/internal/supervisor/wire"
 )
 
@@ -332,11 +333,11 @@ func (p *process) restoreEnd(pidfd int) error {
 	if !lost {
 		return nil
 	}
-	ws, err := endOf(pid, start, pidfd)
+	ws, err := watch.EndOf(pid, start, pidfd)
 	if err != nil {
 		return fmt.Errorf("the end of process %s: %w", p, err)
 	}
-	p.finish(exit{Status: exitCode(ws), At: time.Now()})
+	p.finish(exit{Status: watch.ExitCode(ws), At: time.Now()})
 	return nil
 }
 

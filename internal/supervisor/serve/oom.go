@@ -57,7 +57,7 @@ func (s *Server) openOOM(c *container) (*oomWatch, error) {
 		return nil, err
 	}
 	w.kills, _ = oomKills(w.path) // 0 is right for a new cgroup
-	if w.token, err = s.poll.add(w.fd, events, w.happened); err != nil {
+	if w.token, err = s.poll.Add(w.fd, events, w.happened); err != nil {
 		unix.Close(w.fd)
 		return nil, err
 	}
@@ -126,6 +126,6 @@ func (w *oomWatch) close() {
 		return
 	}
 	w.closed = true
-	w.c.s.poll.remove(w.token, w.fd)
+	w.c.s.poll.Remove(w.token, w.fd)
 	unix.Close(w.fd)
 }

@@ -12,6 +12,8 @@ import (
 	"github.com/opencontainers/runc/libcontainer/configs"
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
+
+	"berth/internal/supervisor/watch"
 )
 
 // unknownExit is the code of a process whose own is not known.
@@ -103,7 +105,7 @@ func (p *process) connect(lp *libcontainer.Process) {
 
 // watch notes the number of a process that is there, and waits for its end.
 func (p *process) watch(pid int) error {
-	stat, err := readStat(pid)
+	stat, err := watch.ReadStat(pid)
 	if err != nil {
 		return fmt.Errorf("process %d: %w", pid, err)
 	}
@@ -111,14 +113,14 @@ func (p *process) watch(pid int) error {
 	if err != nil {
 		return fmt.Errorf("pidfd of process %d: %w", pid, err)
 	}
-	return p.watchFD(pid, stat.start, fd)
+	return p.watchFD(pid, stat.Start, fd)
 }
 
 // watchFD is watch for one whose pidfd is there; it takes the descriptor.
 func (p *process) watchFD(pid int, start uint64, fd int) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	token, err := p.c.s.poll.add(fd, unix.EPOLLIN|unix.EPOLLONESHOT, func(uint32) { go p.ended() })
+	token, err := p.c.s.poll.Add(fd, unix.EPOLLIN|unix.EPOLLONESHOT, func(uint32) { go p.ended() })
 	if err != nil {
 		return errors.Join(err, unix.Close(fd))
 	}
@@ -134,7 +136,7 @@ func (p *process) ended() {
 		if state == nil {
 			end.Status, end.Reason = unknownExit, fmt.Sprintf("its end was taken by someone else: %v", err)
 		} else {
-			end.Status = exitCode(unix.WaitStatus(state.Sys().(syscall.WaitStatus)))
+			end.Status = watch.ExitCode(unix.WaitStatus(state.Sys().(syscall.WaitStatus)))
 		}
 	} else {
 		var known bool
@@ -150,14 +152,14 @@ func (p *process) ended() {
 func (p *process) askExit(end exit) (exit, bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	ws, err := endOf(p.pid, p.start, p.pidfd)
+	ws, err := watch.EndOf(p.pid, p.start, p.pidfd)
 	switch {
 	case err == nil:
-		end.Status = exitCode(ws)
+		end.Status = watch.ExitCode(ws)
 		return end, true
-	case errors.Is(err, errNotReaped):
+	case errors.Is(err, watch.ErrNotReaped):
 		// EPOLLHUP, which always counts, comes when it is reaped.
-		if err = p.c.s.poll.change(p.token, p.pidfd, unix.EPOLLONESHOT); err == nil {
+		if err = p.c.s.poll.Change(p.token, p.pidfd, unix.EPOLLONESHOT); err == nil {
 			return end, false
 		}
 	}
@@ -193,7 +195,7 @@ func (p *process) forgetLocked() {
 	if p.pidfd < 0 {
 		return
 	}
-	p.c.s.poll.remove(p.token, p.pidfd)
+	p.c.s.poll.Remove(p.token, p.pidfd)
 	unix.Close(p.pidfd)
 	p.pidfd = -1
 }
@@ -250,6 +252,6 @@ func hostRoot(c *configs.Config) (uid, gid int, err error) {
 
 // exists tells whether the process that was pid runs.
 func exists(pid int, start uint64) bool {
-	st, err := readStat(pid)
-	return err == nil && st.start == start && !st.isZombie()
+	st, err := watch.ReadStat(pid)
+	return err == nil && st.Start == start && !st.IsZombie()
 }

@@ -35,6 +35,7 @@ import (
 	_ "github.com/opencontainers/cgroups/devices" // has libcontainer manage devices
 	"golang.org/x/sys/unix"
 
+	"berth/internal/supervisor/watch"
 	"berth/internal/supervisor/wire"
 )
 
@@ -65,7 +66,7 @@ type Server struct {
 	Ready func()
 
 	home, tasks, run string
-	poll             *poller
+	poll             *watch.Poller
 	limits           *limits
 	events           *publisher
 	forks            sync.RWMutex // held for reading by forking
@@ -96,10 +97,10 @@ func (s *Server) Run(ctx context.Context) (err error) {
 	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
 		return fmt.Errorf("become subreaper: %w", err)
 	}
-	if s.poll, err = newPoller(); err != nil {
+	if s.poll, err = watch.New(); err != nil {
 		return err
 	}
-	defer s.poll.close()
+	defer s.poll.Close()
 	s.wg.Go(func() { s.events.run(ctx) })
 	s.wg.Go(func() { s.reapOrphans(ctx) })
 	defer s.wg.Wait()

@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"berth/internal/logs"
+	"berth/internal/supervisor/watch"
 	"berth/internal/supervisor/wire"
 )
 
@@ -209,8 +210,8 @@ func (c *container) adoptInit(st state) {
 		}
 	}
 	// It ended meanwhile.
-	if ws, err := endOf(st.PID, st.Start, -1); err == nil {
-		go p.finish(exit{Status: exitCode(ws), At: time.Now()})
+	if ws, err := watch.EndOf(st.PID, st.Start, -1); err == nil {
+		go p.finish(exit{Status: watch.ExitCode(ws), At: time.Now()})
 		return
 	}
 	// Somebody may have kept its pidfd and give it back.

@@ -1,4 +1,10 @@
-package serve
+// Package watch is what the supervisor learns from the kernel of processes and
+// cgroups: one epoll loop for all, and how a process ended, be it a child or
+// not.
+//
+// Invariants: a watch is called only in the loop; the loop ends with Close.
+// Concurrency: a Poller is safe for concurrent use; the functions hold no state.
+package watch
 
 import (
 	"errors"
@@ -8,9 +14,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A poller is the one loop that waits for what the kernel tells of all
+// A Poller is the one loop that waits for what the kernel tells of all
 // processes and cgroups: ends of processes by pidfd, lack of memory.
-type poller struct {
+type Poller struct {
 	epoll int
 	wake  int // an eventfd: the loop is to end
 	ended chan struct{}
@@ -21,7 +27,8 @@ type poller struct {
 	isClosed bool
 }
 
-func newPoller() (*poller, error) {
+// New starts the loop.
+func New() (*Poller, error) {
 	epoll, err := unix.EpollCreate1(unix.EPOLL_CLOEXEC)
 	if err != nil {
 		return nil, fmt.Errorf("epoll_create1: %w", err)
@@ -34,14 +41,14 @@ func newPoller() (*poller, error) {
 		unix.Close(epoll)
 		return nil, fmt.Errorf("eventfd: %w", err)
 	}
-	p := &poller{epoll: epoll, wake: wake, ended: make(chan struct{}), watches: map[int32]func(uint32){}}
+	p := &Poller{epoll: epoll, wake: wake, ended: make(chan struct{}), watches: map[int32]func(uint32){}}
 	go p.run()
 	return p, nil
 }
 
-// add calls on, in the loop, when the descriptor has events. Several calls may
+// Add calls on, in the loop, when the descriptor has events. Several calls may
 // come; with EPOLLONESHOT in events one. on must be quick.
-func (p *poller) add(fd int, events uint32, on func(events uint32)) (token int32, err error) {
+func (p *Poller) Add(fd int, events uint32, on func(events uint32)) (token int32, err error) {
 	p.mu.Lock()
 	for p.next++; p.next <= 0 || p.watches[p.next] != nil; p.next++ {
 		p.next = max(p.next, 0)
@@ -59,21 +66,21 @@ func (p *poller) add(fd int, events uint32, on func(events uint32)) (token int32
 	return token, nil
 }
 
-// change gives a watch other events.
-func (p *poller) change(token int32, fd int, events uint32) error {
+// Change gives a watch other events.
+func (p *Poller) Change(token int32, fd int, events uint32) error {
 	return unix.EpollCtl(p.epoll, unix.EPOLL_CTL_MOD, fd, &unix.EpollEvent{Events: events, Fd: token})
 }
 
-// remove ends a watch. A call of it that is under way may still go on. The
+// Remove ends a watch. A call of it that is under way may still go on. The
 // caller closes the descriptor after it.
-func (p *poller) remove(token int32, fd int) {
+func (p *Poller) Remove(token int32, fd int) {
 	p.mu.Lock()
 	delete(p.watches, token)
 	p.mu.Unlock()
 	_ = unix.EpollCtl(p.epoll, unix.EPOLL_CTL_DEL, fd, nil) // it can only be gone already
 }
 
-func (p *poller) run() {
+func (p *Poller) run() {
 	defer close(p.ended)
 	events := make([]unix.EpollEvent, 64)
 	for {
@@ -98,8 +105,8 @@ func (p *poller) run() {
 	}
 }
 
-// close ends the loop. Closing twice is safe.
-func (p *poller) close() {
+// Close ends the loop. Closing twice is safe.
+func (p *Poller) Close() {
 	p.mu.Lock()
 	first := !p.isClosed
 	p.isClosed = true
