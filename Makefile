@@ -24,6 +24,13 @@ VERSION := $(or $(VERSION),$(shell git describe --tags --match 'v[0-9]*' --dirty
 LDFLAGS := -s -w -X berth/internal/version.version=$(VERSION)
 GOBUILD := $(GO) build -trimpath -buildvcs=false
 
+# runc and the supervisor enter namespaces in C, and filter system calls with
+# libseccomp.
+STATIC_CGO := -buildmode=pie
+STATIC_LD := -linkmode external -extldflags -static-pie
+SUPERVISOR_TAGS := seccomp netgo osusergo no_grpc
+SECCOMP := pkg-config --exists libseccomp || { echo "libseccomp-dev and pkg-config are needed: run 'make deps' as root first" >&2; exit 1; }
+
 LIBEXEC := bin/libexec
 CNI := bridge host-local loopback portmap
 CNI_PLUGINS := main/bridge ipam/host-local main/loopback meta/portmap
@@ -91,7 +98,8 @@ help: ## list the targets
 bin/berth:
 	CGO_ENABLED=0 $(GOBUILD) -ldflags '$(LDFLAGS)' -o $@ ./cmd/berth
 bin/containerd-shim-berth-v1:
-	CGO_ENABLED=0 $(GOBUILD) -ldflags '$(LDFLAGS)' -o $@ ./cmd/containerd-shim-berth-v1
+	@$(SECCOMP)
+	CGO_ENABLED=1 $(GOBUILD) $(STATIC_CGO) -tags '$(SUPERVISOR_TAGS)' -ldflags '$(LDFLAGS) $(STATIC_LD)' -o $@ ./cmd/containerd-shim-berth-v1
 bin/race/berth:
 	$(GOBUILD) -race -ldflags '$(LDFLAGS)' -o $@ ./cmd/berth
 	ln -sfn ../libexec bin/race/libexec
@@ -104,9 +112,9 @@ bin/bench/bench:
 runtimes: $(RUNTIMES) ## build what runs containers: runc, its shim, CNI plugins
 
 $(LIBEXEC)/runc: $(TOOL_PINS)
-	@pkg-config --exists libseccomp || { echo "runc needs libseccomp-dev and pkg-config: run 'make deps' as root first" >&2; exit 1; }
-	cd tools && CGO_ENABLED=1 $(GOBUILD) -buildmode=pie -tags 'seccomp urfave_cli_no_docs netgo osusergo' \
-		-ldflags '-s -w -linkmode external -extldflags -static-pie' -o ../$@ github.com/opencontainers/runc
+	@$(SECCOMP)
+	cd tools && CGO_ENABLED=1 $(GOBUILD) $(STATIC_CGO) -tags 'seccomp urfave_cli_no_docs netgo osusergo' \
+		-ldflags '-s -w $(STATIC_LD)' -o ../$@ github.com/opencontainers/runc
 	touch $@
 
 $(LIBEXEC)/containerd-shim-runc-v2: $(TOOL_PINS)

@@ -83,11 +83,35 @@ type Handler struct {
 	Type string `toml:"type"`
 	// Binary is the OCI runtime that the shim calls; empty: the runc
 	// installed with berth.
-	Binary                       string `toml:"binary"`
+	Binary string `toml:"binary"`
+	// Supervisor says how many pods share a supervisor, SupervisorNode or
+	// SupervisorPod; it is for SupervisorType only.
+	Supervisor                   string `toml:"supervisor"`
 	PrivilegedWithoutHostDevices bool   `toml:"privileged_without_host_devices"`
 	// PodAnnotations and ContainerAnnotations are patterns, as of path.Match.
 	PodAnnotations       []string `toml:"pod_annotations"`
 	ContainerAnnotations []string `toml:"container_annotations"`
+}
+
+const (
+	// SupervisorType is the type of handlers whose containers berth's own
+	// supervisor runs.
+	SupervisorType = "io.containerd.berth.v1"
+	// SupervisorNode has all pods share one, SupervisorPod gives each its own.
+	SupervisorNode = "node"
+	SupervisorPod  = "pod"
+)
+
+// SupervisorOf is the handler's value of supervisor; "" where a shim runs its
+// containers.
+func (h Handler) SupervisorOf() string {
+	switch {
+	case h.Type != SupervisorType:
+		return ""
+	case h.Supervisor == "":
+		return SupervisorNode
+	}
+	return h.Supervisor
 }
 
 // Cgroup says who makes cgroups and where.
@@ -147,7 +171,7 @@ func Default() *Config {
 		Runtime: Runtime{
 			DefaultHandler: "berth",
 			Handlers: map[string]Handler{
-				"berth": {Type: "io.containerd.runc.v2", PodAnnotations: []string{}, ContainerAnnotations: []string{}},
+				"berth": {Type: SupervisorType, Supervisor: SupervisorNode, PodAnnotations: []string{}, ContainerAnnotations: []string{}},
 				"runc":  {Type: "io.containerd.runc.v2", PodAnnotations: []string{}, ContainerAnnotations: []string{}},
 			},
 		},

@@ -198,7 +198,7 @@ func (r *Runtime) validate() []error {
 		case !filepath.IsAbs(h.Type) && !shimType.MatchString(h.Type):
 			errs = append(errs, invalid(key+".type", h.Type, "is neither a shim's name such as \"io.containerd.runc.v2\" nor an absolute path"))
 		}
-		errs = append(errs, absoluteOrEmpty(key+".binary", h.Binary))
+		errs = append(errs, absoluteOrEmpty(key+".binary", h.Binary), h.validateSupervisor(key))
 		errs = append(errs, patterns(key+".pod_annotations", h.PodAnnotations)...)
 		errs = append(errs, patterns(key+".container_annotations", h.ContainerAnnotations)...)
 	}
@@ -213,6 +213,18 @@ func patterns(key string, list []string) []error {
 		}
 	}
 	return errs
+}
+
+func (h Handler) validateSupervisor(key string) error {
+	switch {
+	case h.Type == SupervisorType && h.Binary != "":
+		return invalid(key+".binary", h.Binary, "is of no use: type %q calls no runtime", SupervisorType)
+	case h.Type == SupervisorType:
+		return oneOf(key+".supervisor", h.Supervisor, "", SupervisorNode, SupervisorPod)
+	case h.Supervisor != "":
+		return invalid(key+".supervisor", h.Supervisor, "is for type %q only", SupervisorType)
+	}
+	return nil
 }
 
 func (c *Config) validateCgroup() []error {

@@ -103,7 +103,9 @@ func (s *Service) clearTask(ctx context.Context, id string) error {
 	if err := s.deleteTask(ctx, id); err != nil {
 		s.Log.Debug("task not deleted by containerd; its processes are ended directly", "container", id, "err", err)
 	}
-	if err := killNamed(ctx, id); err != nil {
+	if name := s.supervisorOf(id); name != "" {
+		s.deleteSupervised(ctx, name, id)
+	} else if err := killNamed(ctx, id); err != nil {
 		return err
 	}
 	if cgroup := s.cgroupOf(id); cgroup != "" {

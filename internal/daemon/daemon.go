@@ -60,6 +60,8 @@ type parts struct {
 	images     *image.Store
 	network    *network.Network
 	hold       *supervisor.Hold
+	fleet      *supervisor.Fleet
+	left       []string // supervisors of the last run
 	reaper     *supervisor.Reaper
 	events     *events.Bus[*runtime.ContainerEventResponse]
 	containers *container.Service
@@ -82,10 +84,12 @@ func Run(ctx context.Context, o Options) (err error) {
 		{"socket", p.claimAddress},
 		{"records", p.openRecords},
 		{"machine", p.readMachine},
+		// Before containerd, which drops the tasks of a supervisor that does not
+		// answer.
+		{"supervisor", p.openSupervisor},
 		{"containerd", p.startEngine},
 		{"images", p.openImages},
 		{"network", p.openNetwork},
-		{"supervisor", p.openSupervisor},
 		{"pods", p.openLifecycles},
 		{"streams", p.startStreams},
 		{"reconcile", p.reconcile},
@@ -181,7 +185,7 @@ func (p *parts) startEngine(ctx context.Context) (err error) {
 	} else {
 		p.engine, err = engine.StartEmbedded(ctx, engine.Options{
 			Root: p.paths.Containerd(), State: p.paths.ContainerdState(), Socket: p.paths.ContainerdSocket(),
-			ShimDirs: []string{p.libexec()}, Shims: p.shimPaths(), Log: p.Log,
+			ShimDirs: []string{p.libexec(), filepath.Dir(p.supervisorBinary())}, Shims: p.shimPaths(), Log: p.Log,
 		})
 	}
 	if err != nil {
@@ -249,7 +253,7 @@ func (p *parts) openSupervisor(ctx context.Context) (err error) {
 		return err
 	}
 	p.later(p.hold.Close)
-	return nil
+	return p.openFleet(ctx)
 }
 
 // supervisorBinary is installed with the other programs, and stands beside
@@ -269,13 +273,14 @@ func (p *parts) openLifecycles(context.Context) error {
 	handlers := map[string]container.Handler{}
 	for name, h := range p.Config.Runtime.Handlers {
 		handlers[name] = container.Handler{
-			Type: h.Type, Binary: p.Config.RuncBinary(h, p.Executable),
+			Type: h.Type, Binary: p.Config.RuncBinary(h, p.Executable), Supervisor: h.SupervisorOf(),
 			PrivilegedWithoutHostDevices: h.PrivilegedWithoutHostDevices,
 			PodAnnotations:               h.PodAnnotations, ContainerAnnotations: h.ContainerAnnotations,
 		}
 	}
 	p.containers = container.New(container.Options{
 		Paths: p.paths, Store: p.store, Steps: p.steps, Engine: p.engine, Images: p.images, Hold: p.hold,
+		Supervisors: fleet{p.fleet}, SupervisorBinary: p.supervisorBinary(),
 		Cgroups: p.cgroups, Events: publisher, Log: p.Log, Handlers: handlers, LostOutput: p.metrics.LostOutput,
 		Snapshotter: p.Config.Containerd.Snapshotter, Kernel: p.kernel, AppArmorDefault: p.loadAppArmor(),
 	})

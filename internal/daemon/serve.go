@@ -41,7 +41,7 @@ func (p *parts) reconcile(ctx context.Context) error {
 		return nil
 	})
 	p.collectNetwork(ctx)
-	return nil
+	return p.releaseLeft()
 }
 
 // collectNetwork gives back addresses that no pod has. It must not run beside

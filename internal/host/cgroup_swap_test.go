@@ -24,6 +24,8 @@ func (u *swapUnits) StartSlice(_ context.Context, name string) error {
 	return errors.Join(os.Mkdir(dir, 0o755), os.WriteFile(filepath.Join(dir, "memory.swap.max"), []byte("max\n"), 0o644))
 }
 
+func (u *swapUnits) StartScope(context.Context, string, int) error { return errors.ErrUnsupported }
+
 func (u *swapUnits) Stop(_ context.Context, name string) error {
 	u.stopped = append(u.stopped, name)
 	return os.RemoveAll(filepath.Join(u.root, name))

@@ -18,6 +18,8 @@ type units interface {
 	// StartSlice makes a slice and those that it is in. One that is there is
 	// no error.
 	StartSlice(ctx context.Context, name string) error
+	// StartScope makes a scope of a process.
+	StartScope(ctx context.Context, name string, pid int) error
 	// Stop ends a unit. One that is not there is no error.
 	Stop(ctx context.Context, name string) error
 	Close() error

@@ -83,12 +83,13 @@ type IO struct {
 	drained chan struct{}
 	wg      sync.WaitGroup // the pumps
 
-	mu       sync.Mutex // guards what follows
-	keepers  []*os.File // write ends of our own, until Running
-	inputEnd bool       // StdinOnce: the first client's input has ended
-	running  int        // pumps that have not ended
-	cut      bool       // one of them ended before the end of output
-	err      error
+	input *Stdin
+
+	mu      sync.Mutex // guards what follows
+	keepers []*os.File // write ends of our own, until Running
+	running int        // pumps that have not ended
+	cut     bool       // one of them ended before the end of output
+	err     error
 
 	closed atomic.Bool // set under mu
 }
@@ -102,7 +103,7 @@ type IO struct {
 // whose FIFOs were there already it is logged and tried again while output
 // comes, so that a running container is not made to wait.
 func Open(o Options) (*IO, error) {
-	l := &IO{opts: o, drained: make(chan struct{})}
+	l := &IO{opts: o, drained: make(chan struct{}), input: NewStdin(o)}
 	if err := l.open(); err != nil {
 		l.release()
 		return nil, fmt.Errorf("stdio of container %s: %w", o.ID, err)
@@ -173,16 +174,19 @@ func (l *IO) names() []string {
 }
 
 // Config names the FIFOs for the task.
-func (l *IO) Config() Config {
-	c := Config{Terminal: l.opts.TTY, Stdout: filepath.Join(l.opts.Dir, stdout)}
-	if l.opts.Stdin {
-		c.Stdin = filepath.Join(l.opts.Dir, stdin)
+func (o Options) Config() Config {
+	c := Config{Terminal: o.TTY, Stdout: filepath.Join(o.Dir, stdout)}
+	if o.Stdin {
+		c.Stdin = filepath.Join(o.Dir, stdin)
 	}
-	if !l.opts.TTY {
-		c.Stderr = filepath.Join(l.opts.Dir, stderr)
+	if !o.TTY {
+		c.Stderr = filepath.Join(o.Dir, stderr)
 	}
 	return c
 }
+
+// Config names the FIFOs for the task.
+func (l *IO) Config() Config { return l.opts.Config() }
 
 // Outputs are the paths of the FIFOs that carry output: those that the hold
 // process keeps open.

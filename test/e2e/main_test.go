@@ -88,7 +88,12 @@ func setup() (func() error, error) {
 				return teardown, fmt.Errorf("%s: %w", name, err)
 			}
 		}
-		targets = append(targets, target{strings.ReplaceAll(name, "/", "-"), byEngine[engine].client.WithHandler(handler)})
+		client := byEngine[engine].client.WithHandler(handler)
+		// Handlers leave directories of their own with their first pod.
+		if err := client.WarmUp(context.Background(), busybox); err != nil {
+			return teardown, fmt.Errorf("%s: %w", name, err)
+		}
+		targets = append(targets, target{strings.ReplaceAll(name, "/", "-"), client})
 	}
 	for _, s := range byEngine {
 		if s.before, err = s.d.Host(context.Background()); err != nil {
