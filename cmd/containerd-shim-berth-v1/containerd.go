@@ -1,28 +1,22 @@
 package main
 
+import "C" // deleted.c
+
 import (
 	"encoding/json"
 	"io"
 
-	taskAPI "github.com/containerd/containerd/api/runtime/task/v3"
 	"github.com/containerd/containerd/api/types"
 	"github.com/opencontainers/runtime-spec/specs-go/features"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
-	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"berth/internal/supervisor/wire"
 )
 
-// unknownExit is the code of a container whose own is not known.
-const unknownExit = 255
-
-// writeDeleted answers containerd when it has lost its connection to a task.
-// Nothing is removed: containers outlive the supervisor and are taken up by the
-// next one, and what is to go is removed by the daemon.
-func writeDeleted(w io.Writer) error {
-	return write(w, &taskAPI.DeleteResponse{ExitStatus: unknownExit, ExitedAt: timestamppb.Now()})
-}
+// What containerd asks when it closes its connection to a task is answered in
+// deleted.c. Nothing is removed then: containers outlive the supervisor and are
+// taken up by the next one, and what is to go is removed by the daemon.
 
 // featuresType is containerd's type URL for the features of an OCI runtime.
 const featuresType = "types.containerd.io/opencontainers/runtime-spec/1/features/Features"
@@ -38,11 +32,7 @@ func writeInfo(w io.Writer) error {
 	if err != nil {
 		return err
 	}
-	return write(w, &types.RuntimeInfo{Name: wire.RuntimeType, Features: &anypb.Any{TypeUrl: featuresType, Value: value}})
-}
-
-func write(w io.Writer, m proto.Message) error {
-	data, err := proto.Marshal(m)
+	data, err := proto.Marshal(&types.RuntimeInfo{Name: wire.RuntimeType, Features: &anypb.Any{TypeUrl: featuresType, Value: value}})
 	if err != nil {
 		return err
 	}

@@ -2,13 +2,17 @@ package main
 
 import (
 	"debug/elf"
+	"errors"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
+	taskAPI "github.com/containerd/containerd/api/runtime/task/v3"
 	"github.com/google/go-cmp/cmp"
+	"google.golang.org/protobuf/proto"
 )
 
 // mayImport is what the supervisor links beyond the standard library: packages
@@ -144,6 +148,14 @@ func TestProgram(t *testing.T) {
 	out, err := exec.Command(program).CombinedOutput()
 	if err == nil || !strings.Contains(string(out), "started by berth") {
 		t.Errorf("without arguments: %v, %s", err, out)
+	}
+	out, err = exec.Command(program, "-namespace", "n", "-id", "i", "delete").Output()
+	var deleted taskAPI.DeleteResponse
+	if err = errors.Join(err, proto.Unmarshal(out, &deleted)); err != nil {
+		t.Fatal(err)
+	}
+	if deleted.ExitStatus != 255 || time.Since(deleted.ExitedAt.AsTime()).Abs() > time.Hour {
+		t.Errorf("answer to delete: %v", &deleted)
 	}
 	if out, err := exec.Command(program, "-namespace", "n", "-id", "i", "start").CombinedOutput(); err == nil {
 		t.Errorf("start as a shim: %s", out)

@@ -29,6 +29,7 @@ import (
 	"syscall"
 
 	"github.com/opencontainers/runc/libcontainer"
+	"github.com/opencontainers/runc/libcontainer/exeseal"
 	_ "github.com/opencontainers/runc/libcontainer/nsenter" // enters namespaces before the Go runtime starts
 	"github.com/sirupsen/logrus"
 	"golang.org/x/sys/unix"
@@ -68,8 +69,6 @@ func run(args []string) error {
 		return runServe(args[2:])
 	case len(args) >= 2 && args[1] == "-info":
 		return writeInfo(os.Stdout)
-	case len(args) >= 2 && args[len(args)-1] == "delete":
-		return writeDeleted(os.Stdout)
 	case len(args) >= 2 && args[len(args)-1] == "start":
 		return errors.New("this runtime is berth's own and is not started by others; ask berth for the container, or use runtime io.containerd.runc.v2")
 	}
@@ -93,8 +92,39 @@ func ready() {
 	debug.FreeOSMemory()
 }
 
+// seal executes this program again from a sealed copy in memory. So a
+// supervisor goes on with its own version when the file is replaced, no
+// container can write to the program that enters it, and libcontainer need not
+// see to that for each process.
+func seal() error {
+	if exeseal.IsSelfExeCloned() {
+		// The name is that of the descriptor otherwise.
+		return os.WriteFile("/proc/self/comm", []byte(filepath.Base(os.Args[0])), 0)
+	}
+	self, err := os.Open("/proc/self/exe")
+	if err != nil {
+		return err
+	}
+	defer self.Close()
+	st, err := self.Stat()
+	if err != nil {
+		return err
+	}
+	sealed, err := exeseal.CloneBinary(self, st.Size(), "supervisor", os.TempDir())
+	if err != nil {
+		return err
+	}
+	if !exeseal.IsCloned(sealed) { // no memfd; libcontainer makes its copies
+		return sealed.Close()
+	}
+	return unix.Exec(fmt.Sprintf("/proc/self/fd/%d", sealed.Fd()), os.Args, os.Environ())
+}
+
 // runServe says on standard output that it is ready and closes it.
 func runServe(args []string) error {
+	if err := seal(); err != nil {
+		return fmt.Errorf("copy of the program: %w", err)
+	}
 	flags := flag.NewFlagSet("serve", flag.ContinueOnError)
 	server := &serve.Server{Ready: ready}
 	flags.StringVar(&server.State, "state", "", "the daemon's state directory")

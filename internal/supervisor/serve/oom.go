@@ -19,6 +19,7 @@ type oomWatch struct {
 	path  string // the file that counts
 	fd    int    // polled
 	token int32
+	v2    bool
 
 	mu     sync.Mutex // guards what follows
 	kills  uint64
@@ -40,11 +41,12 @@ func (s *Server) openOOM(c *container) (*oomWatch, error) {
 	if err != nil {
 		return nil, err
 	}
-	w := &oomWatch{c: c}
+	w := &oomWatch{c: c, v2: cgroups.IsCgroup2UnifiedMode()}
 	events := uint32(unix.EPOLLPRI)
-	if cgroups.IsCgroup2UnifiedMode() {
+	if w.v2 {
 		w.path = filepath.Join(state.CgroupPaths[""], "memory.events")
 		w.fd, err = unix.Open(w.path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+		w.kills, _ = oomKills(w.path) // 0 is right for a new cgroup
 	} else {
 		dir := state.CgroupPaths["memory"]
 		if dir == "" {
@@ -56,7 +58,6 @@ func (s *Server) openOOM(c *container) (*oomWatch, error) {
 	if err != nil {
 		return nil, err
 	}
-	w.kills, _ = oomKills(w.path) // 0 is right for a new cgroup
 	if w.token, err = s.poll.Add(w.fd, events, w.happened); err != nil {
 		unix.Close(w.fd)
 		return nil, err
@@ -91,16 +92,21 @@ func (w *oomWatch) happened(uint32) {
 		return
 	}
 	var buf [1024]byte
-	if filepath.Base(w.path) == "memory.events" {
-		_, _ = unix.Pread(w.fd, buf[:], 0) // so that the next change shows
+	if !w.v2 {
+		// The kernel counts it up for each lack of memory, before it kills, and
+		// when the cgroup is removed.
+		_, err := unix.Read(w.fd, buf[:8])
+		if _, gone := os.Stat(w.path); err != nil || gone != nil {
+			return
+		}
 	} else {
-		_, _ = unix.Read(w.fd, buf[:8])
+		_, _ = unix.Pread(w.fd, buf[:], 0) // so that the next change shows
+		kills, err := oomKills(w.path)
+		if err != nil || kills <= w.kills {
+			return // the cgroup is being removed, or nobody was killed
+		}
+		w.kills = kills
 	}
-	kills, err := oomKills(w.path)
-	if err != nil || kills <= w.kills {
-		return // the cgroup is being removed, or nobody was killed
-	}
-	w.kills = kills
 	w.c.s.events.publish(w.c.namespace, "/tasks/oom", &events.TaskOOM{ContainerID: w.c.id})
 }
 

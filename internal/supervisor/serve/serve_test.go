@@ -21,6 +21,7 @@ import (
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"go.uber.org/goleak"
 	"golang.org/x/sys/unix"
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
 
 	"berth/internal/supervisor/wire"
@@ -87,6 +88,7 @@ type supervisor struct {
 	name   string
 	cgroup string
 	cmd    *exec.Cmd
+	args   []string
 	client *ttrpc.Client
 	task   taskAPI.TTRPCTaskService
 }
@@ -94,11 +96,11 @@ type supervisor struct {
 const supervisorName = "n-test"
 
 // start runs a supervisor with a state directory of its own.
-func start(t testing.TB) *supervisor {
+func start(t testing.TB, args ...string) *supervisor {
 	dir, err := os.MkdirTemp("", "bs-")
 	must(t, err)
 	must(t, os.Chmod(dir, 0o711))
-	s := &supervisor{t: t, state: dir, name: supervisorName, cgroup: "/" + filepath.Base(dir)}
+	s := &supervisor{t: t, state: dir, name: supervisorName, cgroup: "/" + filepath.Base(dir), args: args}
 	t.Cleanup(func() {
 		must(t, os.RemoveAll(dir))
 		removeCgroups(t, s.cgroup)
@@ -120,7 +122,7 @@ func removeCgroups(t testing.TB, path string) {
 
 func (s *supervisor) run() {
 	s.t.Helper()
-	s.cmd = exec.Command(binary, "serve", "--state", s.state, "--name", s.name)
+	s.cmd = exec.Command(binary, append([]string{"serve", "--state", s.state, "--name", s.name}, s.args...)...)
 	s.cmd.Env = []string{}
 	var log bytes.Buffer
 	s.cmd.Stderr = &log
@@ -303,3 +305,7 @@ func (s *supervisor) children() int {
 	}
 	return n
 }
+
+func itoa(pid uint32) string { return strconv.Itoa(int(pid)) }
+
+func unmarshal(a *anypb.Any, into proto.Message) error { return proto.Unmarshal(a.Value, into) }

@@ -114,7 +114,7 @@ func (s *supervisor) exec(id, execID, script, input string) (out string, code ui
 	}()
 	_, err = s.task.Start(ctx, &taskAPI.StartRequest{ID: id, ExecID: execID})
 	must(s.t, err)
-	w, err := os.OpenFile(in, os.O_WRONLY, 0)
+	w, err := os.OpenFile(in, os.O_RDWR, 0) // the command may have ended
 	must(s.t, err)
 	_, err = io.WriteString(w, input)
 	must(s.t, err)
