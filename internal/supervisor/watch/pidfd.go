@@ -71,7 +71,8 @@ func ReadStat(pid int) (Stat, error) {
 	}
 	// The name, field 2, may hold anything.
 	fields := bytes.Fields(data[bytes.LastIndexByte(data, ')')+1:])
-	const first, start, exit = 3, 22 - first, 52 - first // as proc(5) counts them
+	const first = 3 // as proc(5) counts them
+	const start, exit = 22 - first, 52 - first
 	if len(fields) <= exit {
 		return Stat{}, fmt.Errorf("stat of process %d: too few fields", pid)
 	}
