@@ -78,9 +78,9 @@ func run(args []string) error {
 }
 
 // settle makes the process small and independent of the daemon's session.
-func settle() (context.Context, context.CancelFunc) {
+func settle(umask int) (context.Context, context.CancelFunc) {
 	debug.SetGCPercent(25)
-	unix.Umask(0o077)
+	unix.Umask(umask)
 	signal.Ignore(syscall.SIGHUP, syscall.SIGINT, syscall.SIGPIPE)
 	return signal.NotifyContext(context.Background(), syscall.SIGTERM)
 }
@@ -133,7 +133,8 @@ func runServe(args []string) error {
 	if err := flags.Parse(args); err != nil {
 		return err
 	}
-	ctx, stop := settle()
+	// Commands in containers have it, too, as with runc.
+	ctx, stop := settle(0o022)
 	defer stop()
 	// libcontainer says what goes wrong through logrus.
 	logrus.SetLevel(logrus.WarnLevel)
@@ -149,7 +150,7 @@ func runServe(args []string) error {
 // runHold says on standard output that it is ready and closes it.
 func runHold(state string) error {
 	runtime.GOMAXPROCS(1)
-	ctx, stop := settle()
+	ctx, stop := settle(0o077)
 	defer stop()
 	server := &hold.Server{State: state, Ready: ready}
 	err := server.Run(ctx)

@@ -136,6 +136,9 @@ func (e *exam) programs() {
 	}
 	for _, name := range sortedKeys(e.Config.Runtime.Handlers) {
 		handler := e.Config.Runtime.Handlers[name]
+		if handler.SupervisorOf() != "" {
+			continue // looked at above
+		}
 		check := "runtime " + name
 		report := e.warn
 		if name == e.Config.Runtime.DefaultHandler {

@@ -202,7 +202,7 @@ func TestEvents(t *testing.T) {
 		<-served
 	})
 	s := start(t, "--events", filepath.Join(dir, "events"))
-	limit := int64(16 << 20)
+	limit := int64(64 << 20)
 	s.launch("greedy", "x=x; while true; do x=$x$x; done", func(spec *specs.Spec) {
 		spec.Linux.Resources.Memory = &specs.LinuxMemory{Limit: &limit, Swap: &limit}
 	})

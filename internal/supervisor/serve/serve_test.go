@@ -39,8 +39,12 @@ func TestMain(m *testing.M) {
 		os.Exit(1)
 	}
 	binary = filepath.Join(dir, "containerd-shim-berth-v1")
-	build := exec.Command("go", "build", "-trimpath", "-buildmode=pie", "-tags", "seccomp netgo osusergo no_grpc",
-		"-ldflags", "-s -w -linkmode external -extldflags -static-pie", "-o", binary, "berth/cmd/containerd-shim-berth-v1")
+	args := []string{"build", "-trimpath", "-buildmode=pie", "-tags", "seccomp netgo osusergo no_grpc",
+		"-ldflags", "-s -w -linkmode external -extldflags -static-pie"}
+	if os.Getenv("BERTH_SUPERVISOR_RACE") != "" { // of the supervisor itself
+		args = []string{"build", "-race", "-tags", "seccomp no_grpc"}
+	}
+	build := exec.Command("go", append(args, "-o", binary, "berth/cmd/containerd-shim-berth-v1")...)
 	build.Env = append(os.Environ(), "CGO_ENABLED=1")
 	if out, err := build.CombinedOutput(); err != nil {
 		fmt.Fprintf(os.Stderr, "%s: %v\n%s", build, err, out)
@@ -123,7 +127,7 @@ func removeCgroups(t testing.TB, path string) {
 func (s *supervisor) run() {
 	s.t.Helper()
 	s.cmd = exec.Command(binary, append([]string{"serve", "--state", s.state, "--name", s.name}, s.args...)...)
-	s.cmd.Env = []string{}
+	s.cmd.Env = []string{"GORACE=exitcode=66"}
 	var log bytes.Buffer
 	s.cmd.Stderr = &log
 	out, err := s.cmd.StdoutPipe()

@@ -111,7 +111,7 @@ func (s *Server) Run(ctx context.Context) (err error) {
 	return s.serve(ctx)
 }
 
-// open makes the directories.
+// open checks the options and sets what follows from them.
 func (s *Server) open() error {
 	if !filepath.IsAbs(s.State) || !wire.ValidName(s.Name) || s.Log == nil {
 		return fmt.Errorf("supervisor: an absolute State %q, a short Name %q and Log are required: %w", s.State, s.Name, errdefs.ErrInvalidArgument)
@@ -128,6 +128,42 @@ func (s *Server) open() error {
 	s.idle, s.stop = make(chan struct{}, 1), make(chan struct{})
 	s.limits = readLimits(s.Log)
 	s.events = newPublisher(s.Events, s.Log)
+	return nil
+}
+
+// lock takes the supervisor's name. The one that has it removes the file when
+// it leaves, so that what was locked is looked at once more.
+func (s *Server) lock() (*os.File, error) {
+	path := filepath.Join(s.home, wire.Lock)
+	for {
+		if err := s.makeDirectories(); err != nil {
+			return nil, err
+		}
+		f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, 0o600)
+		if err != nil {
+			return nil, err
+		}
+		err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		if errors.Is(err, unix.EWOULDBLOCK) {
+			return nil, errors.Join(ErrRunning, f.Close())
+		}
+		if err != nil {
+			return nil, errors.Join(fmt.Errorf("lock: %w", err), f.Close())
+		}
+		locked, err := f.Stat()
+		if err != nil {
+			return nil, errors.Join(err, f.Close())
+		}
+		if there, err := os.Stat(path); err == nil && os.SameFile(there, locked) {
+			return f, nil
+		}
+		if err := f.Close(); err != nil {
+			return nil, err
+		}
+	}
+}
+
+func (s *Server) makeDirectories() error {
 	if err := os.MkdirAll(filepath.Dir(s.home), 0o700); err != nil {
 		return err
 	}
@@ -138,21 +174,6 @@ func (s *Server) open() error {
 		}
 	}
 	return nil
-}
-
-func (s *Server) lock() (*os.File, error) {
-	f, err := os.OpenFile(filepath.Join(s.home, wire.Lock), os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, 0o600)
-	if err != nil {
-		return nil, err
-	}
-	err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
-	if errors.Is(err, unix.EWOULDBLOCK) {
-		return nil, errors.Join(ErrRunning, f.Close())
-	}
-	if err != nil {
-		return nil, errors.Join(fmt.Errorf("lock: %w", err), f.Close())
-	}
-	return f, nil
 }
 
 // listen makes a socket in a directory, in place of one that was left. The
@@ -251,7 +272,7 @@ func (s *Server) leave() error {
 		}
 	}
 	if len(list) == 0 {
-		for _, name := range []string{wire.Roots, wire.Run, wire.Tasks} {
+		for _, name := range []string{wire.Roots, wire.Run, wire.Tasks, wire.Log, wire.Lock, ""} {
 			errs = append(errs, removeIfThere(filepath.Join(s.home, name)))
 		}
 	}

@@ -71,11 +71,12 @@ func ReadStat(pid int) (Stat, error) {
 	}
 	// The name, field 2, may hold anything.
 	fields := bytes.Fields(data[bytes.LastIndexByte(data, ')')+1:])
-	const state, start, exit = 3 - 3, 22 - 3, 52 - 3
+	const first = 3 // as proc(5) counts them
+	const start, exit = 22 - first, 52 - first
 	if len(fields) <= exit {
 		return Stat{}, fmt.Errorf("stat of process %d: too few fields", pid)
 	}
-	st := Stat{State: fields[state][0]}
+	st := Stat{State: fields[0][0]}
 	if st.Start, err = strconv.ParseUint(string(fields[start]), 10, 64); err != nil {
 		return st, err
 	}
