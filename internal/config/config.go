@@ -57,7 +57,9 @@ type Network struct {
 	ConfDir string `toml:"conf_dir"`
 	// BinDirs does not hold the directory installed with berth; CNIBinDirs
 	// adds it.
-	BinDirs        []string `toml:"bin_dirs"`
+	BinDirs []string `toml:"bin_dirs"`
+	// Exclusive: no other runtime uses the networks of ConfDir.
+	Exclusive      bool     `toml:"exclusive"`
 	Default        bool     `toml:"default"`
 	DefaultBridge  string   `toml:"default_bridge"`
 	DefaultSubnet  string   `toml:"default_subnet"`
@@ -83,6 +85,9 @@ type Handler struct {
 	// installed with berth.
 	Binary                       string `toml:"binary"`
 	PrivilegedWithoutHostDevices bool   `toml:"privileged_without_host_devices"`
+	// PodAnnotations and ContainerAnnotations are patterns, as of path.Match.
+	PodAnnotations       []string `toml:"pod_annotations"`
+	ContainerAnnotations []string `toml:"container_annotations"`
 }
 
 // Cgroup says who makes cgroups and where.
@@ -142,8 +147,8 @@ func Default() *Config {
 		Runtime: Runtime{
 			DefaultHandler: "berth",
 			Handlers: map[string]Handler{
-				"berth": {Type: "io.containerd.runc.v2"},
-				"runc":  {Type: "io.containerd.runc.v2"},
+				"berth": {Type: "io.containerd.runc.v2", PodAnnotations: []string{}, ContainerAnnotations: []string{}},
+				"runc":  {Type: "io.containerd.runc.v2", PodAnnotations: []string{}, ContainerAnnotations: []string{}},
 			},
 		},
 		Cgroup: Cgroup{Driver: "auto"},

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"path"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -198,6 +199,18 @@ func (r *Runtime) validate() []error {
 			errs = append(errs, invalid(key+".type", h.Type, "is neither a shim's name such as \"io.containerd.runc.v2\" nor an absolute path"))
 		}
 		errs = append(errs, absoluteOrEmpty(key+".binary", h.Binary))
+		errs = append(errs, patterns(key+".pod_annotations", h.PodAnnotations)...)
+		errs = append(errs, patterns(key+".container_annotations", h.ContainerAnnotations)...)
+	}
+	return errs
+}
+
+func patterns(key string, list []string) []error {
+	var errs []error
+	for i, p := range list {
+		if _, err := path.Match(p, ""); err != nil || p == "" {
+			errs = append(errs, invalid(fmt.Sprintf("%s[%d]", key, i), p, "is no pattern of annotations' keys, such as \"example.com/*\""))
+		}
 	}
 	return errs
 }

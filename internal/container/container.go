@@ -69,9 +69,12 @@ type Handler struct {
 	// PrivilegedWithoutHostDevices keeps the node's devices from privileged
 	// containers.
 	PrivilegedWithoutHostDevices bool
+	// PodAnnotations and ContainerAnnotations are patterns of the annotations
+	// that the runtime is shown.
+	PodAnnotations, ContainerAnnotations []string
 }
 
-// Options configure a Service. All but AppArmorDefault are required.
+// Options configure a Service. All but AppArmorDefault and LostOutput are required.
 type Options struct {
 	Paths       paths.Paths
 	Store       *record.Store
@@ -85,6 +88,8 @@ type Options struct {
 	Handlers    map[string]Handler
 	Snapshotter string
 	Kernel      spec.Kernel
+	// LostOutput is told of bytes of output that a log file did not take.
+	LostOutput func(bytes int)
 	// AppArmorDefault is the loaded profile that RuntimeDefault means.
 	AppArmorDefault string
 }
@@ -109,12 +114,35 @@ type Service struct {
 
 // live is what the daemon holds of a container that has a task.
 type live struct {
-	id   string
-	task containerd.Task
-	io   *logs.IO // nil where it could not be taken up after a restart
-	// exited is closed when the end is recorded, gone when the task and the
-	// stdio are given back.
-	exited, gone chan struct{}
+	id string
+	io *logs.IO // nil where it could not be taken up after a restart
+	// ended is closed when the process has ended, exited when that is recorded,
+	// gone when the task and the stdio are given back.
+	ended, exited, gone chan struct{}
+
+	mu sync.Mutex // guards t; not held across a call
+	t  containerd.Task
+}
+
+func newLive(id string) *live {
+	return &live{id: id, ended: make(chan struct{}), exited: make(chan struct{}), gone: make(chan struct{})}
+}
+
+// task returns the task. ErrUnavailable: after a restart it could not be asked
+// for yet.
+func (l *live) task() (containerd.Task, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.t == nil {
+		return nil, fmt.Errorf("the shim of container %s does not answer; it is asked again: %w", l.id, errdefs.ErrUnavailable)
+	}
+	return l.t, nil
+}
+
+func (l *live) setTask(t containerd.Task) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.t = t
 }
 
 // New returns a Service; Close ends it.
@@ -123,7 +151,7 @@ func New(o Options) *Service {
 	return &Service{
 		Options: o, client: o.Engine.Client(),
 		base: base, cancel: cancel,
-		flights: steps.NewFlights[string](base),
+		flights: steps.NewFlights[string](base, o.Log),
 		live:    map[string]*live{},
 	}
 }

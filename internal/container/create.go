@@ -12,9 +12,9 @@ import (
 	"github.com/containerd/containerd/api/types/runc/options"
 	"github.com/containerd/containerd/v2/core/containers"
 	"github.com/containerd/containerd/v2/core/mount"
-	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/typeurl/v2"
+	"github.com/moby/sys/signal"
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"google.golang.org/protobuf/proto"
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -116,6 +116,10 @@ func (s *Service) plan(ctx context.Context, box *record.Sandbox, cfg *runtime.Co
 		Snapshotter: s.Snapshotter, Cgroup: s.Cgroups.Path(box.CgroupParent, id),
 		StopSignal: spec.StopSignal(cfg, &img.Config), CreatedAt: time.Now(),
 	}
+	if _, err := signal.ParseSignal(rec.StopSignal); err != nil {
+		s.Log.Warn("the image's stop signal is none; SIGTERM is used", "container", id, "image", img.ID, "signal", rec.StopSignal)
+		rec.StopSignal = "SIGTERM"
+	}
 	if digests := img.Proto.GetRepoDigests(); len(digests) > 0 {
 		rec.ImageRef, rec.ImageName = digests[0], digests[0]
 	}
@@ -148,9 +152,9 @@ func (s *Service) createSteps(c *creation) []steps.Step {
 			return err
 		}},
 		{Name: "directories", Undo: undo["directories"], Do: func(context.Context) error { return s.makeDirectories(id) }},
-		{Name: "snapshot", Undo: undo["snapshot"], Do: func(ctx context.Context) error { return s.prepareSnapshot(ctx, c) }},
-		{Name: "image files", Undo: undo["image files"], Do: func(ctx context.Context) error { return s.readImage(c) }},
+		{Name: "user", Undo: undo["user"], Do: func(ctx context.Context) error { return s.findUser(ctx, c) }},
 		{Name: "container", Undo: undo["container"], Do: func(ctx context.Context) error { return s.makeContainer(ctx, c) }},
+		{Name: "volumes", Undo: undo["volumes"], Do: func(context.Context) error { return s.fillVolumes(c) }},
 		{Name: "created", Do: func(context.Context) error { return s.recordCreated(c) }},
 	}
 }
@@ -175,33 +179,33 @@ func (s *Service) makeDirectories(id string) error {
 	return nil
 }
 
-// prepareSnapshot makes the writable layer. Its label makes it a root of
-// containerd's garbage collection, for no container of containerd names it yet.
-func (s *Service) prepareSnapshot(ctx context.Context, c *creation) (err error) {
-	if err := s.Images.Unpack(ctx, c.img); err != nil {
-		return err
-	}
-	c.root, err = s.client.SnapshotService(c.rec.Snapshotter).Prepare(ctx, c.rec.ID, c.img.ChainID, snapshots.WithLabels(map[string]string{
-		"containerd.io/gc.root": c.rec.CreatedAt.UTC().Format(time.RFC3339),
+// marks are the labels of a snapshot of ours. The first makes it a root of
+// containerd's garbage collection.
+func (s *Service) marks(c *record.Container) map[string]string {
+	return map[string]string{
+		"containerd.io/gc.root": c.CreatedAt.UTC().Format(time.RFC3339),
 		labelRoot:               s.Paths.Root,
-	}))
-	return err
+	}
 }
 
-// makeContainer writes the spec and containerd's record of the container.
+// makeContainer writes containerd's record of the container, with the spec, and
+// makes the writable layer.
 func (s *Service) makeContainer(ctx context.Context, c *creation) error {
 	namespaces, err := s.namespaces(c)
 	if err != nil {
 		return err
 	}
+	s.planVolumes(c)
+	handler := s.Handlers[c.rec.Handler]
 	made, warnings, err := spec.Container(spec.Input{
 		ID: c.rec.ID, SandboxID: c.box.ID,
 		Sandbox: c.box.Config, Container: c.rec.Config, Image: &c.img.Config, ImageName: c.rec.ImageName,
 		Namespaces: namespaces, CgroupsPath: s.Cgroups.OCIPath(c.box.CgroupParent, c.rec.ID),
 		Hostname: s.Paths.Hostname(c.box.ID), Hosts: s.Paths.Hosts(c.box.ID), ResolvConf: s.Paths.ResolvConf(c.box.ID),
 		Shm: s.Paths.Shm(c.box.ID), User: c.user, Volumes: c.vols, Host: c.host, Kernel: s.Kernel,
-		PrivilegedWithoutHostDevices: s.Handlers[c.rec.Handler].PrivilegedWithoutHostDevices,
-		AppArmorDefault:              s.AppArmorDefault,
+		PrivilegedWithoutHostDevices: handler.PrivilegedWithoutHostDevices,
+		PodAnnotations:               handler.PodAnnotations, ContainerAnnotations: handler.ContainerAnnotations,
+		AppArmorDefault: s.AppArmorDefault,
 	})
 	if err != nil {
 		return err
@@ -221,11 +225,11 @@ func (s *Service) makeContainer(ctx context.Context, c *creation) error {
 	if err != nil {
 		return err
 	}
-	_, err = s.client.ContainerService().Create(ctx, containers.Container{
+	c.root, err = s.Engine.MakeContainer(ctx, containers.Container{
 		ID: c.rec.ID, Labels: s.labels(c), Image: c.rec.ImageName, Spec: body,
 		Runtime:     containers.RuntimeInfo{Name: s.Handlers[c.rec.Handler].Type, Options: runtimeOptions},
 		Snapshotter: c.rec.Snapshotter, SnapshotKey: c.rec.ID,
-	})
+	}, c.img.ChainID, s.marks(c.rec))
 	return err
 }
 

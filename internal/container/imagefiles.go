@@ -2,6 +2,7 @@ package container
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -11,6 +12,7 @@ import (
 	"sync"
 
 	"github.com/containerd/containerd/v2/core/mount"
+	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/continuity/fs"
 
 	"berth/internal/host"
@@ -29,8 +31,9 @@ type userFiles struct {
 
 type users struct{ passwd, group []byte }
 
-// keepUsers bounds userFiles; the files are small and the images few.
-const keepUsers = 256
+// keepUsers and keepSize bound userFiles: images are few and their files small.
+// Larger ones are read each time.
+const keepUsers, keepSize = 256, 64 << 10
 
 func (u *userFiles) get(chain string) *users {
 	u.mu.Lock()
@@ -39,6 +42,9 @@ func (u *userFiles) get(chain string) *users {
 }
 
 func (u *userFiles) put(chain string, found *users) {
+	if len(found.passwd)+len(found.group) > keepSize {
+		return
+	}
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	if u.known == nil || len(u.known) >= keepUsers {
@@ -47,25 +53,25 @@ func (u *userFiles) put(chain string, found *users) {
 	u.known[chain] = found
 }
 
-// rootfs is where a container's root is mounted while its image is looked at.
+// rootfs is where a root is mounted while its image is looked at.
 func (s *Service) rootfs(id string) string {
 	return filepath.Join(s.Paths.ContainerState(id), "rootfs")
 }
 
-// readImage finds the container's user in the image, and makes its volumes
-// with what the image has there.
-func (s *Service) readImage(c *creation) error {
+// viewOf is the snapshot through which a container's image is looked at before
+// the container has one of its own.
+func viewOf(id string) string { return id + "-view" }
+
+// findUser finds the container's user in the image. The image's files are read
+// once, by the first container of it.
+func (s *Service) findUser(ctx context.Context, c *creation) error {
+	if err := s.Images.Unpack(ctx, c.img); err != nil {
+		return err
+	}
 	found := s.users.get(c.img.ChainID)
-	paths := spec.VolumePaths(&c.img.Config, c.rec.Config)
-	if found == nil || len(paths) > 0 {
-		err := s.withRoot(c, func(root string) (err error) {
-			if found, err = readUsers(root); err != nil {
-				return err
-			}
-			c.vols, err = s.makeVolumes(c.rec.ID, root, paths)
-			return err
-		})
-		if err != nil {
+	if found == nil {
+		var err error
+		if found, err = s.viewUsers(ctx, c); err != nil {
 			return err
 		}
 		s.users.put(c.img.ChainID, found)
@@ -76,6 +82,16 @@ func (s *Service) readImage(c *creation) error {
 	return err
 }
 
+func (s *Service) viewUsers(ctx context.Context, c *creation) (found *users, err error) {
+	layers, key := s.client.SnapshotService(c.rec.Snapshotter), viewOf(c.rec.ID)
+	view, err := layers.View(ctx, key, c.img.ChainID, snapshots.WithLabels(s.marks(c.rec)))
+	if err != nil {
+		return nil, err
+	}
+	err = s.withRoot(c.rec.ID, view, func(root string) error { found, err = readUsers(root); return err })
+	return found, errors.Join(err, layers.Remove(ctx, key))
+}
+
 func reader(file []byte) io.Reader {
 	if file == nil {
 		return nil
@@ -83,12 +99,12 @@ func reader(file []byte) io.Reader {
 	return bytes.NewReader(file)
 }
 
-func (s *Service) withRoot(c *creation, look func(root string) error) (err error) {
-	root := s.rootfs(c.rec.ID)
+func (s *Service) withRoot(id string, from []mount.Mount, look func(root string) error) (err error) {
+	root := s.rootfs(id)
 	if err := os.MkdirAll(root, 0o700); err != nil {
 		return err
 	}
-	if err := mount.All(c.root, root); err != nil {
+	if err := mount.All(from, root); err != nil {
 		return fmt.Errorf("mount the image: %w", err)
 	}
 	defer func() { err = errors.Join(err, host.Unmount(root), os.Remove(root)) }()
@@ -123,30 +139,43 @@ func readIn(root, name string) ([]byte, error) {
 	return os.ReadFile(path)
 }
 
-// makeVolumes makes a directory for each volume that the image declares,
-// filled with what the image has at its path.
-func (s *Service) makeVolumes(id, root string, paths []string) ([]spec.Volume, error) {
-	var volumes []spec.Volume
-	for i, path := range paths {
-		dir := filepath.Join(s.Paths.Volumes(id), strconv.Itoa(i))
-		if err := os.MkdirAll(dir, 0o755); err != nil {
-			return nil, err
-		}
-		volumes = append(volumes, spec.Volume{ContainerPath: path, HostPath: dir})
-		from, err := fs.RootPath(root, path)
-		if err != nil {
-			return nil, fmt.Errorf("volume %s of the image: %w", path, err)
-		}
-		info, err := os.Stat(from)
-		if errors.Is(err, os.ErrNotExist) || err == nil && !info.IsDir() {
-			continue
-		}
-		if err == nil {
-			err = fs.CopyDir(dir, from)
-		}
-		if err != nil {
-			return nil, fmt.Errorf("volume %s of the image: %w", path, err)
-		}
+// planVolumes names a directory for each volume that the image declares.
+func (s *Service) planVolumes(c *creation) {
+	for i, path := range spec.VolumePaths(&c.img.Config, c.rec.Config) {
+		c.vols = append(c.vols, spec.Volume{ContainerPath: path, HostPath: filepath.Join(s.Paths.Volumes(c.rec.ID), strconv.Itoa(i))})
 	}
-	return volumes, nil
+}
+
+// fillVolumes makes the volumes' directories, each with what the image has at
+// its path.
+func (s *Service) fillVolumes(c *creation) error {
+	if len(c.vols) == 0 {
+		return nil
+	}
+	return s.withRoot(c.rec.ID, c.root, func(root string) error {
+		for _, v := range c.vols {
+			if err := fillVolume(root, v); err != nil {
+				return fmt.Errorf("volume %s of the image: %w", v.ContainerPath, err)
+			}
+		}
+		return nil
+	})
+}
+
+func fillVolume(root string, v spec.Volume) error {
+	if err := os.MkdirAll(v.HostPath, 0o755); err != nil {
+		return err
+	}
+	from, err := fs.RootPath(root, v.ContainerPath)
+	if err != nil {
+		return err
+	}
+	info, err := os.Stat(from)
+	if errors.Is(err, os.ErrNotExist) || err == nil && !info.IsDir() {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	return fs.CopyDir(v.HostPath, from)
 }

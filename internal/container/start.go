@@ -65,7 +65,11 @@ func (s *Service) start(ctx context.Context, id string) error {
 	if _, err := s.sandbox(c.SandboxID); err != nil {
 		return err
 	}
-	l := &live{id: id, exited: make(chan struct{}), gone: make(chan struct{})}
+	// What a start left whose undoing failed.
+	if err := s.clearLeftovers(ctx, id); err != nil {
+		return fmt.Errorf("container %s: what an earlier start left: %w", id, err)
+	}
+	l := newLive(id)
 	err = s.Steps.Run(ctx, steps.StartContainer, id, s.startSteps(c, l)...)
 	if refused := new(startError); errors.As(err, &refused) {
 		return errors.Join(err, s.recordRefused(id, refused))
@@ -73,9 +77,9 @@ func (s *Service) start(ctx context.Context, id string) error {
 	if err != nil {
 		return err
 	}
-	s.follow(l)
 	s.publish(runtime.ContainerEventType_CONTAINER_STARTED_EVENT, c)
-	s.Log.Info("container runs", "container", id, "name", c.Config.GetMetadata().GetName(), "sandbox", c.SandboxID, "pid", l.task.Pid())
+	s.Log.Info("container runs", "container", id, "name", c.Config.GetMetadata().GetName(), "sandbox", c.SandboxID)
+	s.follow(l) // after the event: the container may have ended already
 	return nil
 }
 
@@ -89,11 +93,11 @@ func (s *Service) startSteps(c *record.Container, l *live) []steps.Step {
 			Undo: func(ctx context.Context) error { return s.dropStdio(ctx, c.ID, l.io) },
 		},
 		{Name: "task", Undo: undo[1].Undo, Do: func(ctx context.Context) error { return s.makeTask(ctx, l) }},
-		{Name: "start", Do: func(ctx context.Context) error { return refusal(ctx, l.task.Start(ctx)) }},
+		{Name: "start", Do: func(ctx context.Context) error { return refusal(ctx, l.t.Start(ctx)) }},
 		{Name: "running",
 			Do: func(context.Context) error {
 				_, err := s.Store.Containers.Update(c.ID, func(r *record.Container) {
-					r.State, r.StartedAt, r.PID = record.ContainerRunning, time.Now(), int(l.task.Pid())
+					r.State, r.StartedAt, r.PID = record.ContainerRunning, time.Now(), int(l.t.Pid())
 				})
 				return err
 			},
@@ -124,7 +128,7 @@ func (s *Service) stdioOptions(c *record.Container) logs.Options {
 	return logs.Options{
 		Dir: s.stdioDir(c.ID), ID: c.ID,
 		Stdin: c.Config.GetStdin(), StdinOnce: c.Config.GetStdinOnce(), TTY: c.Config.GetTty(),
-		LogPath: c.LogPath, Log: s.Log,
+		LogPath: c.LogPath, Lost: s.LostOutput, Log: s.Log,
 	}
 }
 
@@ -133,7 +137,7 @@ func (s *Service) makeTask(ctx context.Context, l *live) error {
 	if err != nil {
 		return err
 	}
-	l.task, err = c.NewTask(ctx, func(string) (cio.IO, error) { return cio.Load(cio.NewFIFOSet(cio.Config(l.io.Config()), nil)) })
+	l.t, err = c.NewTask(ctx, func(string) (cio.IO, error) { return cio.Load(cio.NewFIFOSet(cio.Config(l.io.Config()), nil)) })
 	if err != nil {
 		return refusal(ctx, err)
 	}
@@ -141,12 +145,18 @@ func (s *Service) makeTask(ctx context.Context, l *live) error {
 	return nil
 }
 
-// refusal tells the runtime's answer from a call that did not get one.
+// refusal marks the runtime's refusal of the container.
 func refusal(ctx context.Context, err error) error {
-	if err == nil || ctx.Err() != nil || errdefs.IsUnavailable(err) || errdefs.IsDeadlineExceeded(err) || errdefs.IsCanceled(err) {
-		return err
+	if refused(ctx, err) {
+		return &startError{err}
 	}
-	return &startError{err}
+	return err
+}
+
+// refused tells the runtime's answer from a call that did not get one.
+func refused(ctx context.Context, err error) bool {
+	return err != nil && ctx.Err() == nil && !errdefs.IsUnavailable(err) && !errdefs.IsDeadlineExceeded(err) &&
+		!errdefs.IsCanceled(err) && !errdefs.IsAlreadyExists(err)
 }
 
 // recordRefused records a container that could not be started. Its end shows

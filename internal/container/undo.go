@@ -30,18 +30,19 @@ func (s *Service) undoCreate(id string) map[string]func(context.Context) error {
 		"directories": func(context.Context) error {
 			return errors.Join(host.RemoveTree(s.Paths.Root, "containers/"+id), host.RemoveTree(s.Paths.State, "containers/"+id))
 		},
-		"snapshot": func(ctx context.Context) error {
-			return ignoreGone(s.client.SnapshotService(s.snapshotterOf(id)).Remove(s.Engine.Context(ctx), id))
+		"user": func(ctx context.Context) error {
+			if err := host.UnmountBelow(s.Paths.ContainerState(id)); err != nil {
+				return err
+			}
+			return ignoreGone(s.client.SnapshotService(s.snapshotterOf(id)).Remove(s.Engine.Context(ctx), viewOf(id)))
 		},
-		"image files": func(context.Context) error { return host.UnmountBelow(s.Paths.ContainerState(id)) },
-		"container": func(ctx context.Context) error {
-			return ignoreGone(s.client.ContainerService().Delete(s.Engine.Context(ctx), id))
-		},
+		"container": func(ctx context.Context) error { return s.Engine.DropContainer(ctx, id, s.snapshotterOf(id)) },
+		"volumes":   func(context.Context) error { return host.UnmountBelow(s.Paths.ContainerState(id)) },
 	}
 }
 
 // createOrder is the order of Create's steps that have an undo.
-var createOrder = []string{"record", "directories", "snapshot", "image files", "container"}
+var createOrder = []string{"record", "directories", "user", "container", "volumes"}
 
 func (s *Service) snapshotterOf(id string) string {
 	if c, err := s.Store.Containers.Get(id); err == nil && c.Snapshotter != "" {

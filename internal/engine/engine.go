@@ -21,15 +21,13 @@
 //
 // What a mutation costs: metadata is in bolt, and each writing transaction
 // there is two fdatasync. There are two databases: containerd's meta.db, and
-// the snapshotter's metadata.db. So creating a container or lease is 2, putting
-// a label 2, committing a blob of content 2 and an fsync of the file; preparing
-// a snapshot is three transactions, 6; removing one is two, 4, and as much
-// again when garbage is collected. containerd has one switch, no_sync of its
-// bolt plugin. It is off here: a killed process loses nothing by it, but after
-// a power cut the whole database, images included, may be unreadable. What
-// would help without that risk: a lease and all that it holds in one
-// transaction, or a snapshotter of our own with a metadata store in berth's
-// record database (overlay.WithMetaStore), which leaves bolt 4 of the 6.
+// the snapshotter's metadata.db. So a lease is 2, a label 2, a blob of content 2
+// and an fsync of the file; preparing a snapshot is three transactions, 6;
+// removing one is 2, and 4 more when garbage is collected. A container's record
+// and snapshot are made together, by 4, and removed by 2 (MakeContainer,
+// DropContainer). containerd has one switch, no_sync of its bolt plugin. It is
+// off here: a killed process loses nothing by it, but after a power cut the
+// whole database, images included, may be unreadable.
 //
 // Concurrency: an Engine is safe for concurrent use. Several may run in one
 // process with directories of their own; starting is serialised, for

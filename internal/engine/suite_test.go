@@ -18,6 +18,7 @@ import (
 	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/containerd/v2/core/leases"
 	"github.com/containerd/containerd/v2/core/mount"
+	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/typeurl/v2"
 	"github.com/google/go-cmp/cmp"
@@ -34,6 +35,7 @@ var suite = []struct {
 	{"Content", testContent},
 	{"Snapshots", testSnapshots},
 	{"ContainerRecord", testContainerRecord},
+	{"MakeAndDropContainer", testMakeContainer},
 	{"LeaseAndGC", testLeaseAndGC},
 	{"Events", testEvents},
 	{"Task", testTask},
@@ -256,6 +258,59 @@ func testContainerRecord(t *testing.T, e *Engine) {
 	}
 	if _, err := store.Get(ctx, "record"); !errdefs.IsNotFound(err) {
 		t.Errorf("after removal: %v", err)
+	}
+}
+
+func testMakeContainer(t *testing.T, e *Engine) {
+	ctx, client := e.Context(t.Context()), e.Client()
+	spec, err := typeurl.MarshalAny(&eventstypes.ContainerCreate{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range snapshotterNames {
+		t.Run(name, func(t *testing.T) {
+			c := containers.Container{ID: "made", Spec: spec, Runtime: containers.RuntimeInfo{Name: "io.containerd.runc.v2"}, Snapshotter: name, SnapshotKey: "made"}
+			there := func() (found [2]bool) {
+				_, err := client.ContainerService().Get(ctx, "made")
+				_, serr := client.SnapshotService(name).Stat(ctx, "made")
+				return [2]bool{err == nil, serr == nil}
+			}
+			marks := map[string]string{"containerd.io/gc.root": "test", "mark": "m"}
+			if _, err := e.MakeContainer(ctx, c, "no-such-layer", marks); !errdefs.IsNotFound(err) {
+				t.Errorf("without the parent: %v", err)
+			}
+			mounts, err := e.MakeContainer(ctx, c, "", marks)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got := there(); got != [2]bool{true, true} {
+				t.Errorf("made: %v", got)
+			}
+			if err := mount.WithTempMount(ctx, mounts, func(root string) error { return os.WriteFile(root+"/file", nil, 0o600) }); err != nil {
+				t.Error(err)
+			}
+			if info, err := client.SnapshotService(name).Stat(ctx, "made"); err != nil || info.Labels["mark"] != "m" {
+				t.Errorf("snapshot %v, %v", info, err)
+			}
+			if _, err := e.MakeContainer(ctx, c, "", marks); !errdefs.IsAlreadyExists(err) {
+				t.Errorf("again: %v", err)
+			}
+			for range 2 {
+				if err := e.DropContainer(ctx, "made", name); err != nil {
+					t.Error(err)
+				}
+			}
+			if got := there(); got != [2]bool{} {
+				t.Errorf("dropped: %v", got)
+			}
+			// The half of it that a crash may leave.
+			if _, err := client.SnapshotService(name).Prepare(ctx, "made", "", snapshots.WithLabels(marks)); err != nil {
+				t.Fatal(err)
+			}
+			if err := e.DropContainer(ctx, "made", name); err != nil || there() != [2]bool{} {
+				t.Errorf("a snapshot alone: %v", err)
+			}
+		})
 	}
 }
 

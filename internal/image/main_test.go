@@ -123,20 +123,6 @@ func newStore(t *testing.T, change func(*Options), failpoints string) *Store {
 	return s
 }
 
-func newRegistry(t *testing.T) *testkit.Registry {
-	t.Helper()
-	r, err := testkit.NewRegistry()
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := r.Close(); err != nil {
-			t.Error(err)
-		}
-	})
-	return r
-}
-
 // newImage is an image that no other test has, with a layer of its own.
 func newImage(t *testing.T, o testkit.ImageOptions) v1.Image {
 	t.Helper()

@@ -22,7 +22,7 @@ import (
 )
 
 func TestPullByTagAndDigest(t *testing.T) {
-	r, s := newRegistry(t), newStore(t, nil, "")
+	r, s := testkit.OwnRegistry(t), newStore(t, nil, "")
 	img := newImage(t, testkit.ImageOptions{User: "dev:wheel", Entrypoint: []string{"/bin/true"}})
 	byDigest := push(t, r, "app:v1", img)
 	for _, tc := range []struct {
@@ -73,7 +73,7 @@ func TestPullByTagAndDigest(t *testing.T) {
 }
 
 func TestPullOfIndexTakesThisPlatform(t *testing.T) {
-	r, s := newRegistry(t), newStore(t, nil, "")
+	r, s := testkit.OwnRegistry(t), newStore(t, nil, "")
 	img := newImage(t, testkit.ImageOptions{User: "7"})
 	idx, err := testkit.Index(img)
 	if err != nil {
@@ -98,7 +98,7 @@ func TestPullOfIndexTakesThisPlatform(t *testing.T) {
 func TestOneImageUnderTwoNames(t *testing.T) {
 	for _, by := range []string{"one", "two", "digest", "id", "prefix"} {
 		t.Run(by, func(t *testing.T) {
-			r, s := newRegistry(t), newStore(t, nil, "")
+			r, s := testkit.OwnRegistry(t), newStore(t, nil, "")
 			img := newImage(t, testkit.ImageOptions{})
 			one := push(t, r, "one:1", img)
 			two := push(t, r, "two:2", img)
@@ -130,7 +130,7 @@ func TestOneImageUnderTwoNames(t *testing.T) {
 }
 
 func TestATagMoves(t *testing.T) {
-	r, s := newRegistry(t), newStore(t, nil, "")
+	r, s := testkit.OwnRegistry(t), newStore(t, nil, "")
 	older := newImage(t, testkit.ImageOptions{Salt: "old"})
 	newer := newImage(t, testkit.ImageOptions{Salt: "new", Blobs: []int64{2000}})
 	push(t, r, "app:latest", older)
@@ -178,7 +178,7 @@ func TestPullAuth(t *testing.T) {
 		{name: "auth is no base64", auth: &runtime.AuthConfig{Auth: "!!s3cr3t-p4ss"}, want: errdefs.ErrInvalidArgument},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			r, s := newRegistry(t), newStore(t, nil, "")
+			r, s := testkit.OwnRegistry(t), newStore(t, nil, "")
 			img := newImage(t, testkit.ImageOptions{})
 			push(t, r, "private:1", img)
 			if tc.token {
@@ -212,7 +212,7 @@ func TestPullAuth(t *testing.T) {
 }
 
 func TestCredentialsStayWithTheirHost(t *testing.T) {
-	r, mirror := newRegistry(t), newRegistry(t)
+	r, mirror := testkit.OwnRegistry(t), testkit.OwnRegistry(t)
 	dir := t.TempDir()
 	writeHosts(t, dir, r.Host, fmt.Sprintf("[host.\"http://%s\"]\n  capabilities = [\"pull\", \"resolve\"]\n", mirror.Host))
 	s := newStore(t, func(o *Options) { o.RegistryDirs = []string{dir} }, "")
@@ -248,7 +248,7 @@ func writeHosts(t *testing.T, dir, host, text string) {
 }
 
 func TestMirrors(t *testing.T) {
-	mirror := newRegistry(t)
+	mirror := testkit.OwnRegistry(t)
 	first, second := t.TempDir(), t.TempDir()
 	text := fmt.Sprintf("server = \"http://127.0.0.1:1\"\n[host.\"http://127.0.0.1:1\"]\n[host.\"http://%s\"]\n", mirror.Host)
 	writeHosts(t, second, "upstream.test", text)
@@ -299,7 +299,7 @@ func TestPullFaults(t *testing.T) {
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			t.Parallel()
-			r := newRegistry(t)
+			r := testkit.OwnRegistry(t)
 			s := newStore(t, func(o *Options) { o.ProgressTimeout = 400 * time.Millisecond }, "")
 			img := newImage(t, testkit.ImageOptions{Blobs: []int64{100_000}})
 			push(t, r, "app:1", img)
@@ -331,7 +331,7 @@ func TestPullFaults(t *testing.T) {
 }
 
 func TestParallelPullsShareOneDownload(t *testing.T) {
-	r, s := newRegistry(t), newStore(t, nil, "")
+	r, s := testkit.OwnRegistry(t), newStore(t, nil, "")
 	img := newImage(t, testkit.ImageOptions{Blobs: []int64{100_000}})
 	push(t, r, "app:1", img)
 	r.Fail(testkit.Fault{Match: layerOf(t, img), Delay: 50 * time.Millisecond})
@@ -357,7 +357,7 @@ func TestParallelPullsShareOneDownload(t *testing.T) {
 
 // Two references share their layers' download.
 func TestParallelPullsOfTwoTagsShareLayers(t *testing.T) {
-	r, s := newRegistry(t), newStore(t, nil, "")
+	r, s := testkit.OwnRegistry(t), newStore(t, nil, "")
 	img := newImage(t, testkit.ImageOptions{Blobs: []int64{100_000}})
 	push(t, r, "app:1", img)
 	push(t, r, "app:2", img)
@@ -380,7 +380,7 @@ func TestParallelPullsOfTwoTagsShareLayers(t *testing.T) {
 }
 
 func TestACallerGivesUp(t *testing.T) {
-	r, s := newRegistry(t), newStore(t, nil, "")
+	r, s := testkit.OwnRegistry(t), newStore(t, nil, "")
 	img := newImage(t, testkit.ImageOptions{})
 	push(t, r, "app:1", img)
 	r.Fail(testkit.Fault{Match: layerOf(t, img), Delay: 300 * time.Millisecond})
@@ -406,7 +406,7 @@ func TestACallerGivesUp(t *testing.T) {
 }
 
 func TestAnAbandonedPullEnds(t *testing.T) {
-	r := newRegistry(t)
+	r := testkit.OwnRegistry(t)
 	s := newStore(t, func(o *Options) { o.AbandonAfter = 20 * time.Millisecond }, "")
 	img := newImage(t, testkit.ImageOptions{})
 	push(t, r, "app:1", img)
@@ -422,7 +422,7 @@ func TestAnAbandonedPullEnds(t *testing.T) {
 }
 
 func TestCloseEndsPulls(t *testing.T) {
-	r, s := newRegistry(t), newStore(t, nil, "")
+	r, s := testkit.OwnRegistry(t), newStore(t, nil, "")
 	img := newImage(t, testkit.ImageOptions{})
 	push(t, r, "app:1", img)
 	r.Fail(testkit.Fault{Match: layerOf(t, img), Delay: time.Hour})
@@ -449,7 +449,7 @@ func TestCloseEndsPulls(t *testing.T) {
 }
 
 func TestPullProgress(t *testing.T) {
-	r, s := newRegistry(t), newStore(t, nil, "")
+	r, s := testkit.OwnRegistry(t), newStore(t, nil, "")
 	img := newImage(t, testkit.ImageOptions{Blobs: []int64{400_000}})
 	push(t, r, "app:1", img)
 	r.Fail(testkit.Fault{Match: layerOf(t, img), BytesPerMS: 1000})
@@ -485,7 +485,7 @@ func TestEachStepMayFail(t *testing.T) {
 	for _, step := range []string{"PullImage/lease", "PullImage/fetch", "PullImage/record", "PullImage/release", "RemoveImage/names", "RemoveImage/content"} {
 		for _, when := range []string{"", ":after"} {
 			t.Run(step+when, func(t *testing.T) {
-				r, s := newRegistry(t), newStore(t, nil, step+when+"=error")
+				r, s := testkit.OwnRegistry(t), newStore(t, nil, step+when+"=error")
 				img := newImage(t, testkit.ImageOptions{})
 				push(t, r, "app:1", img)
 				failed := 0

@@ -1,36 +1,18 @@
 package logs
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"io"
 	"os"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
+	"berth/internal/testkit"
+
 	"github.com/containerd/errdefs"
 )
-
-// A buffer may be read while it is written.
-type buffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (b *buffer) Write(p []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.b.Write(p)
-}
-
-func (b *buffer) String() string {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.b.String()
-}
 
 func (l *IO) attached() int {
 	l.clients.mu.Lock()
@@ -60,7 +42,7 @@ func wait(t *testing.T, done <-chan error) error {
 
 // stdinOf reads the container's stdin as the shim does, which has a write end
 // too until CloseIO.
-func stdinOf(t *testing.T, l *IO) (got *buffer, closeIO func() error, ended <-chan struct{}) {
+func stdinOf(t *testing.T, l *IO) (got *testkit.Buffer, closeIO func() error, ended <-chan struct{}) {
 	t.Helper()
 	path := l.Config().Stdin
 	keeper, err := os.OpenFile(path, os.O_RDWR, 0)
@@ -71,7 +53,7 @@ func stdinOf(t *testing.T, l *IO) (got *buffer, closeIO func() error, ended <-ch
 	if err != nil {
 		t.Fatal(err)
 	}
-	got = &buffer{}
+	got = &testkit.Buffer{}
 	end := make(chan struct{})
 	go func() {
 		defer close(end)
@@ -88,7 +70,7 @@ func TestAttachOutput(t *testing.T) {
 	l.Running()
 	s.write(stdout, "before\n")
 	within(t, "output taken", func() bool { return l.idle(t) })
-	var one, two, errs buffer
+	var one, two, errs testkit.Buffer
 	first := attach(t, t.Context(), l, AttachOptions{Stdout: &one, Stderr: &errs})
 	second := attach(t, t.Context(), l, AttachOptions{Stdout: &two})
 	s.write(stdout, "prompt> ") // shown at once, though the log waits for the end
@@ -200,7 +182,7 @@ func TestStdinOnce(t *testing.T) {
 	l.Running()
 	got, closeIO, ended := stdinOf(t, l)
 	r, w := io.Pipe()
-	var out buffer
+	var out testkit.Buffer
 	first := attach(t, t.Context(), l, AttachOptions{Stdin: r, Stdout: &out, CloseStdin: closeIO})
 	io.WriteString(w, "all there is")
 	w.Close()

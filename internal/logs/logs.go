@@ -57,6 +57,9 @@ type Options struct {
 	// LogPath is the log file; "" for none. Its directory is made where
 	// missing.
 	LogPath string
+	// Lost, where set, is told of bytes of log entries that the log file did
+	// not take. It returns at once.
+	Lost func(bytes int)
 	// Log is required.
 	Log *slog.Logger
 }
@@ -222,9 +225,6 @@ func (l *IO) Reopen() error {
 // Drained is closed when the output has ended and all of it stands in the log
 // file, and when the IO is closed.
 func (l *IO) Drained() <-chan struct{} { return l.drained }
-
-// Lost is how many bytes of log entries a log file did not take.
-func (l *IO) Lost() int64 { return l.file.lost.Load() }
 
 // ended is called by each pump as its last act. complete says that it met the
 // end of output.

@@ -12,8 +12,10 @@ import (
 	"time"
 
 	"berth/internal/host"
+	"berth/internal/testkit"
 
 	"github.com/containerd/errdefs"
+	"github.com/vishvananda/netlink"
 	"golang.org/x/sync/errgroup"
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
@@ -31,24 +33,7 @@ func (e *env) settled() {
 // serve answers one line to each who connects to the pod's port.
 func serve(t *testing.T, p Pod, network, addr string) {
 	t.Helper()
-	var l net.Listener
-	err := host.InNetNS(p.NetNS, func() (err error) { l, err = net.Listen(network, addr); return })
-	if err != nil {
-		t.Fatal(err)
-	}
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		for {
-			c, err := l.Accept()
-			if err != nil {
-				return
-			}
-			_, _ = io.WriteString(c, p.ID)
-			_ = c.Close()
-		}
-	}()
-	t.Cleanup(func() { _ = l.Close(); <-done })
+	testkit.Listen(t, p.NetNS, network, addr, func(c net.Conn) { _, _ = io.WriteString(c, p.ID) }) // who reads it checks it
 }
 
 // reach connects from the namespace, "" for the host's, and returns who answers.
@@ -366,25 +351,11 @@ func TestSetPodCIDR(t *testing.T) {
 	for _, p := range []Pod{old, a, b} {
 		e.del(p)
 	}
-	if err := e.RemoveBridge(); err != nil {
+	bridge, err := netlink.LinkByName(e.defaultConfLocked().bridge)
+	if err == nil {
+		err = netlink.LinkDel(bridge)
+	}
+	if err != nil {
 		t.Error(err)
-	}
-}
-
-func TestRemoveBridge(t *testing.T) {
-	e := newEnv(t, nil)
-	p := e.pod()
-	e.add(p)
-	if err := e.RemoveBridge(); !errdefs.IsFailedPrecondition(err) {
-		t.Errorf("with a pod: %v", err)
-	}
-	e.del(p)
-	for range 2 {
-		if err := e.RemoveBridge(); err != nil {
-			t.Error(err)
-		}
-	}
-	if strings.Contains(e.state(), "\nbt0\n") {
-		t.Error("the bridge is still there")
 	}
 }

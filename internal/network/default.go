@@ -168,34 +168,6 @@ func (d defaultConf) list() (*libcni.NetworkConfigList, error) {
 	return libcni.NetworkConfFromBytes(text)
 }
 
-// RemoveBridge removes the built-in network's bridge unless a pod is attached.
-// Plugins make it and never remove it. It must not run beside an Add.
-func (n *Network) RemoveBridge() error {
-	n.mu.Lock()
-	bridge := n.defaultConfLocked().bridge
-	n.mu.Unlock()
-	link, err := netlink.LinkByName(bridge)
-	if errors.As(err, &netlink.LinkNotFoundError{}) {
-		return nil
-	}
-	if err != nil {
-		return fmt.Errorf("bridge %s: %w", bridge, err)
-	}
-	links, err := netlink.LinkList()
-	if err != nil {
-		return fmt.Errorf("ports of bridge %s: %w", bridge, err)
-	}
-	for _, l := range links {
-		if l.Attrs().MasterIndex == link.Attrs().Index {
-			return fmt.Errorf("bridge %s is in use by %s: remove the pods first: %w", bridge, l.Attrs().Name, errdefs.ErrFailedPrecondition)
-		}
-	}
-	if err := netlink.LinkDel(link); err != nil {
-		return fmt.Errorf("removing bridge %s: %w", bridge, err)
-	}
-	return nil
-}
-
 // isBuiltIn tells whether a list is one that list rendered.
 func isBuiltIn(list []byte) bool {
 	var mark map[string]json.RawMessage

@@ -25,6 +25,7 @@ import (
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"berth/internal/host"
+	"berth/internal/testkit"
 )
 
 // newNetNS makes a network namespace with its loopback up.
@@ -56,37 +57,8 @@ func newNetNS(t *testing.T) string {
 // listenIn serves address in a namespace; its port is returned.
 func listenIn(t *testing.T, netns, address string, serve func(*net.TCPConn)) int32 {
 	t.Helper()
-	var l net.Listener
-	open := func() (err error) {
-		l, err = net.Listen("tcp", address)
-		return err
-	}
-	err := error(nil)
-	if netns == "" {
-		err = open()
-	} else {
-		err = host.InNetNS(netns, open)
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		for {
-			c, err := l.Accept()
-			if err != nil {
-				return
-			}
-			serve(c.(*net.TCPConn))
-			c.Close()
-		}
-	}()
-	t.Cleanup(func() {
-		l.Close()
-		<-done
-	})
-	return int32(l.Addr().(*net.TCPAddr).Port)
+	addr := testkit.Listen(t, netns, "tcp", address, func(c net.Conn) { serve(c.(*net.TCPConn)) })
+	return int32(addr.(*net.TCPAddr).Port)
 }
 
 // answer reads to the end, then answers: it needs both ways to be closed on

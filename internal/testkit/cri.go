@@ -390,6 +390,24 @@ func (c *Client) WarmUp(ctx context.Context, image string) error {
 	return errors.Join(ctr.Start(ctx), p.Remove(ctx))
 }
 
+// Watched is a client of a running daemon that has the image, was warmed up,
+// and must have the host as it is then when the test ends.
+func (d *Daemon) Watched(t testing.TB, image string) *Client {
+	t.Helper()
+	c, err := d.Client()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.Pull(t.Context(), image); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.WarmUp(t.Context(), image); err != nil {
+		t.Fatal(err)
+	}
+	d.Watch(t)
+	return c
+}
+
 // Clear removes every pod, and every image but those whose IDs are kept.
 func (c *Client) Clear(ctx context.Context, keep ...string) error {
 	ctx, cancel := context.WithTimeout(ctx, 2*callTimeout)

@@ -15,6 +15,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"testing"
 	"time"
 
 	"github.com/google/go-containerregistry/pkg/authn"
@@ -87,6 +88,21 @@ func (r *Registry) Close() error {
 	r.server.CloseClientConnections()
 	r.server.Close()
 	return nil
+}
+
+// OwnRegistry is a registry for one test, closed when it ends.
+func OwnRegistry(t testing.TB) *Registry {
+	t.Helper()
+	r, err := NewRegistry()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := r.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return r
 }
 
 // Ref is the reference of repo in this registry, as "repo:tag".

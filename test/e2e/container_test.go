@@ -89,6 +89,7 @@ func TestStopSignals(t *testing.T) {
 		p := c.Pod(t)
 		script := []string{"sh", "-c", "trap 'exit 10' USR1; trap 'exit 15' TERM; trap 'exit 12' USR2; echo ready; while :; do sleep 0.05; done"}
 		ofImage := image(t, c, testkit.ImageOptions{StopSignal: "SIGUSR1"})
+		bogus := image(t, c, testkit.ImageOptions{StopSignal: "SIGBOGUS"})
 		for _, tc := range []struct {
 			name, image string
 			signal      cri.Signal
@@ -96,6 +97,7 @@ func TestStopSignals(t *testing.T) {
 		}{
 			{"default", busybox, cri.Signal_SIGNAL_RUNTIME_DEFAULT, 15},
 			{"of the image", ofImage, cri.Signal_SIGNAL_RUNTIME_DEFAULT, 10},
+			{"none of the image", bogus, cri.Signal_SIGNAL_RUNTIME_DEFAULT, 15},
 			{"of the container", ofImage, cri.Signal_SIGNAL_SIGUSR2, 12},
 		} {
 			ctr := p.Container(t, tc.image, script, func(c *cri.ContainerConfig) { c.StopSignal = tc.signal })
@@ -316,25 +318,14 @@ func TestCreateAgainFindsTheContainer(t *testing.T) {
 	each(t, func(t *testing.T, c *testkit.Client) {
 		p := c.Pod(t)
 		config := testkit.ContainerConfig(busybox, []string{"sleep", "1000"})
-		ids := make([]string, 4)
-		var wg sync.WaitGroup
-		for i := range ids {
-			wg.Go(func() {
-				ctr, err := p.Create(t.Context(), config)
-				if err != nil {
-					t.Error(err)
-					return
-				}
-				ids[i] = ctr.ID
-			})
-		}
-		wg.Wait()
-		for _, id := range ids {
-			if id != ids[0] {
-				t.Errorf("one name, several containers: %q", ids)
+		id := testkit.SameID(t, func() (string, error) {
+			ctr, err := p.Create(t.Context(), config)
+			if err != nil {
+				return "", err
 			}
-		}
-		ctr := &testkit.Container{ID: ids[0], Config: config, Pod: p}
+			return ctr.ID, nil
+		})
+		ctr := &testkit.Container{ID: id, Config: config, Pod: p}
 		for range 2 {
 			if err := ctr.Start(t.Context()); err != nil {
 				t.Error(err)

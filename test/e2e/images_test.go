@@ -115,15 +115,7 @@ func TestPullThroughMirror(t *testing.T) {
 
 // A registry of its own, for it asks everyone for credentials.
 func TestPullWithCredentials(t *testing.T) {
-	private, err := testkit.NewRegistry()
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := private.Close(); err != nil {
-			t.Error(err)
-		}
-	})
+	private := testkit.OwnRegistry(t)
 	img, err := testkit.Image(testkit.ImageOptions{Empty: true, Blobs: []int64{1000}})
 	if err != nil {
 		t.Fatal(err)

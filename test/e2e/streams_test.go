@@ -1,7 +1,6 @@
 package e2e
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -10,7 +9,6 @@ import (
 	"net/http"
 	"net/url"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -25,25 +23,8 @@ import (
 	"berth/internal/testkit"
 )
 
-// buffer is a bytes.Buffer that may be read while it is written.
-type buffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (b *buffer) Write(p []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.b.Write(p)
-}
-
-func (b *buffer) String() string {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.b.String()
-}
-
-func (b *buffer) wait(t *testing.T, text string) {
+// holds waits until the buffer has the text.
+func holds(t *testing.T, b *testkit.Buffer, text string) {
 	t.Helper()
 	testkit.Until(t, 15*time.Second, func(context.Context) string {
 		if got := b.String(); !strings.Contains(got, text) {
@@ -93,7 +74,7 @@ func TestExec(t *testing.T) {
 	each(t, func(t *testing.T, c *testkit.Client) {
 		ctr := sleeper(t, c.Pod(t))
 		protocols(t, func(t *testing.T, dial func(*testing.T, string) remotecommand.Executor) {
-			var stdout, stderr buffer
+			var stdout, stderr testkit.Buffer
 			resp, err := c.Exec(t.Context(), &cri.ExecRequest{ContainerId: ctr.ID, Stdin: true, Stdout: true, Stderr: true,
 				Cmd: []string{"sh", "-c", "cat; echo on stderr >&2; exit 5"}})
 			if err != nil {
@@ -124,7 +105,7 @@ func TestExecSucceeds(t *testing.T) {
 		ctr := sleeper(t, c.Pod(t))
 		protocols(t, func(t *testing.T, dial func(*testing.T, string) remotecommand.Executor) {
 			for range 5 {
-				var stdout buffer
+				var stdout testkit.Buffer
 				resp, err := c.Exec(t.Context(), &cri.ExecRequest{ContainerId: ctr.ID, Stdout: true, Stderr: true, Cmd: []string{"seq", "1000"}})
 				if err != nil {
 					t.Fatal(err)
@@ -158,7 +139,7 @@ func TestExecWithTTYAndResize(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			var out buffer
+			var out testkit.Buffer
 			in, type_ := io.Pipe()
 			resize := make(sizes, 2)
 			done := make(chan error, 1)
@@ -168,13 +149,13 @@ func TestExecWithTTYAndResize(t *testing.T) {
 			resize <- remotecommand.TerminalSize{Width: 91, Height: 37}
 			write := func(line string) { feed(t, type_, done, line+"\n") }
 			write("tty; echo term=$TERM")
-			out.wait(t, "/dev/pts/")
-			out.wait(t, "term=xterm")
+			holds(t, &out, "/dev/pts/")
+			holds(t, &out, "term=xterm")
 			write("while [ \"$(stty size)\" != '37 91' ]; do sleep 0.05; done; echo re''sized")
-			out.wait(t, "resized")
+			holds(t, &out, "resized")
 			resize <- remotecommand.TerminalSize{Width: 120, Height: 50}
 			write("while [ \"$(stty size)\" != '50 120' ]; do sleep 0.05; done; echo a''gain")
-			out.wait(t, "again")
+			holds(t, &out, "again")
 			write("exit 9")
 			err = <-done
 			close(resize)
@@ -295,15 +276,15 @@ func TestAttach(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			var stdout, stderr buffer
+			var stdout, stderr testkit.Buffer
 			in, write := io.Pipe()
 			done := make(chan error, 1)
 			go func() {
 				done <- dial(t, resp.Url).StreamWithContext(streamContext(t), remotecommand.StreamOptions{Stdin: in, Stdout: &stdout, Stderr: &stderr})
 			}()
 			feed(t, write, done, "one\ntwo\n")
-			stdout.wait(t, "got two\n")
-			stderr.wait(t, "err two\n")
+			holds(t, &stdout, "got two\n")
+			holds(t, &stderr, "err two\n")
 			// What an attached client sees is in the log too.
 			ctr.Logged(t, "got two")
 			if err := write.Close(); err != nil {
@@ -328,14 +309,14 @@ func TestAttachToTTY(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			var out buffer
+			var out testkit.Buffer
 			in, write := io.Pipe()
 			done := make(chan error, 1)
 			go func() {
 				done <- dial(t, resp.Url).StreamWithContext(streamContext(t), remotecommand.StreamOptions{Stdin: in, Stdout: &out, Tty: true})
 			}()
 			feed(t, write, done, "echo in a t''ty; exit 4\n")
-			out.wait(t, "in a tty")
+			holds(t, &out, "in a tty")
 			if err := <-done; err != nil {
 				t.Error(err)
 			}
