@@ -272,7 +272,7 @@ func TestSettleWaits(t *testing.T) {
 		}
 		return cmd
 	}
-	mine, other := run("mine", "sleep 0.2; touch "+e.dir+"/through"), run("other", "sleep 1000")
+	mine, other := run("mine", "sleep 0.2; touch "+e.dir+"/through"), run("other", "exec sleep 1000")
 	defer func() { _ = other.Process.Kill(); _ = other.Wait() }()
 	if err := e.Settle(t.Context(), "mine"); err != nil {
 		t.Fatal(err)

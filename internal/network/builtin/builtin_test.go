@@ -480,6 +480,12 @@ func TestTraffic(t *testing.T) {
 				}
 				_ = c.Close()
 			}
+			// The answer to another pod would not pass the host, which has to
+			// translate it back: iptables masquerades the whole subnet for
+			// that; nftables relies on the bridge's packets being filtered.
+			if _, err := os.Stat("/proc/sys/net/bridge"); err != nil && backend == "nftables" {
+				return
+			}
 			err = host.InNetNS(q.NetNS, func() error {
 				c, err := net.DialTimeout("tcp", "10.5.0.1:8080", 5*time.Second)
 				if err == nil {

@@ -41,7 +41,7 @@ const (
 // Conn is a netlink socket to nf_tables.
 type Conn struct {
 	fd  int
-	buf []byte
+	buf []byte // for answers, while the Pool lends it
 	// broken: answers may be on their way that nobody waits for any more.
 	broken    bool
 	conntrack *netlink.Handle // nil until it is needed
@@ -53,7 +53,7 @@ func open() (*Conn, error) {
 	if err != nil {
 		return nil, fmt.Errorf("nftables: socket: %w", err)
 	}
-	c := &Conn{fd: fd, buf: make([]byte, recvSize)}
+	c := &Conn{fd: fd}
 	err = unix.Bind(fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK})
 	if err == nil {
 		err = unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Sec: replyTimeout})

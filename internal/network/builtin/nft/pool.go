@@ -19,6 +19,9 @@ type Pool struct {
 	idle map[namespace][]*Conn
 }
 
+// buffers are those of connections in use: what is kept idle is small.
+var buffers = sync.Pool{New: func() any { b := make([]byte, recvSize); return &b }}
+
 // namespace identifies a network namespace while a connection holds it.
 type namespace struct{ dev, ino uint64 }
 
@@ -36,7 +39,11 @@ func (p *Pool) With(fn func(*Conn) error) error {
 			return err
 		}
 	}
+	buf := buffers.Get().(*[]byte)
+	c.buf = *buf
 	err := fn(c)
+	c.buf = nil
+	buffers.Put(buf)
 	if c.broken || !p.put(ns, c) {
 		return errors.Join(err, c.Close())
 	}
