@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -51,9 +52,10 @@ type Hold struct {
 	wait   time.Duration
 }
 
-// OpenHold connects to the hold process of the state directory, and starts it
-// where there is none. What it holds already it goes on holding. If the
-// process dies it is started again and told again what to keep.
+// OpenHold connects to the hold process of the state directory, where one runs.
+// What it holds already it goes on holding. One is started when there is
+// something to keep: a daemon whose containers supervisors have needs none. If
+// the process dies it is started again and told again what to keep.
 //
 // A process that cannot be started is no error here: it is logged and tried
 // again, so that the daemon works without; Keep tells.
@@ -64,7 +66,9 @@ func OpenHold(ctx context.Context, o HoldOptions) (*Hold, error) {
 	h := &Hold{opts: o, reaper: NewReaper(o.Log), keys: map[string][]string{}, lost: make(chan struct{}, 1)}
 	h.ctx, h.cancel = context.WithCancel(context.Background())
 	h.mu.Lock()
-	h.connectLocked()
+	if h.mayRunLocked() {
+		h.connectLocked()
+	}
 	h.mu.Unlock()
 	if err := ctx.Err(); err != nil {
 		return nil, errors.Join(err, h.Close())
@@ -109,6 +113,9 @@ func (h *Hold) Release(ctx context.Context, key string) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	delete(h.keys, key)
+	if len(h.keys) == 0 && !h.mayRunLocked() {
+		return nil
+	}
 	_, err := h.callLocked(ctx, hold.Request{Op: hold.OpRelease, Key: key})
 	if errdefs.IsUnavailable(err) && h.ctx.Err() == nil {
 		return nil
@@ -153,6 +160,15 @@ func (h *Hold) Close() error {
 	h.wg.Wait()
 	h.reaper.Close()
 	return nil
+}
+
+// mayRunLocked says that there is a process, as far as is known.
+func (h *Hold) mayRunLocked() bool {
+	if h.conn != nil {
+		return true
+	}
+	_, err := os.Lstat(filepath.Join(h.opts.State, hold.Dir, hold.Socket))
+	return err == nil
 }
 
 // callLocked makes a request, over a new connection if the old one has broken.
@@ -268,7 +284,7 @@ func (h *Hold) restore() {
 		h.mu.Lock()
 		if h.conn != nil {
 			broken = h.conn.broken
-		} else {
+		} else if len(h.keys) > 0 || h.failed != nil {
 			timer = time.After(time.Until(h.next))
 		}
 		h.mu.Unlock()
