@@ -58,7 +58,7 @@ type Server struct {
 	Name string
 	// Events is containerd's ttrpc socket; empty: containerd is told nothing.
 	Events string
-	// Linger is how long it stays without containers and watchers; default 5
+	// Linger is how long it stays without containers and watchers; default 2
 	// seconds.
 	Linger time.Duration
 	Log    *slog.Logger
@@ -120,7 +120,7 @@ func (s *Server) open() error {
 		return fmt.Errorf("supervisor: socket %s has %d bytes, at most %d fit; choose a shorter state directory: %w", socket, len(socket), maxSocket, errdefs.ErrInvalidArgument)
 	}
 	if s.Linger == 0 {
-		s.Linger = 5 * time.Second
+		s.Linger = 2 * time.Second
 	}
 	s.home = wire.Home(s.State, s.Name)
 	s.tasks, s.run = filepath.Join(s.home, wire.Tasks), filepath.Join(s.home, wire.Run)
