@@ -22,6 +22,7 @@ var mayImport = map[string]string{
 	"berth/cmd/containerd-shim-berth-v1": "",
 	"berth/internal/logs":                "",
 	"berth/internal/supervisor/hold":     "",
+	"berth/internal/supervisor/publish":  "",
 	"berth/internal/supervisor/podinit":  "",
 	"berth/internal/supervisor/serve":    "",
 	"berth/internal/supervisor/watch":    "",

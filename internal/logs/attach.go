@@ -19,6 +19,9 @@ const backlog = 4 << 20
 type AttachOptions struct {
 	Stdin          io.Reader
 	Stdout, Stderr io.Writer
+	// Attached, where not nil, is called once, before the first output is
+	// written: output from then on comes.
+	Attached func() error
 	// CloseStdin closes the container's end of stdin, for StdinOnce.
 	CloseStdin func() error
 }
@@ -36,7 +39,14 @@ type AttachOptions struct {
 func (l *IO) Attach(ctx context.Context, o AttachOptions) error {
 	c := newClient(o)
 	return l.input.Attach(ctx, o, func() (<-chan error, func(), error) {
-		if !l.clients.add(c) {
+		added := l.clients.add(c)
+		if o.Attached != nil {
+			if err := o.Attached(); err != nil {
+				l.clients.remove(c)
+				return nil, nil, err
+			}
+		}
+		if !added {
 			ended := make(chan error, 1)
 			ended <- nil
 			return ended, func() {}, nil

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -75,9 +76,10 @@ type response struct {
 	err error
 }
 
-// OpenHold connects to the hold process of the state directory, and starts it
-// where there is none. What it holds already it goes on holding. If the
-// process dies it is started again and told again what to keep.
+// OpenHold connects to the hold process of the state directory, where one runs.
+// What it holds already it goes on holding. One is started when there is
+// something to keep: a daemon whose containers supervisors have needs none. If
+// the process dies it is started again and told again what to keep.
 //
 // A process that cannot be started is no error here: it is logged and tried
 // again, so that the daemon works without; Keep tells.
@@ -90,7 +92,9 @@ func OpenHold(ctx context.Context, o HoldOptions) (*Hold, error) {
 		keys: map[string][]string{}, released: map[string]bool{},
 	}
 	h.ctx, h.cancel = context.WithCancel(context.Background())
-	_ = h.connect() // logged, and tried again
+	if h.mayRun() {
+		_ = h.connect() // logged, and tried again
+	}
 	h.wg.Add(1)
 	go h.run()
 	if err := ctx.Err(); err != nil {
@@ -130,6 +134,12 @@ func (h *Hold) Keep(ctx context.Context, key string, paths ...string) error {
 // not know is no error. A process that does not answer soon, or is not there,
 // closes it when it does.
 func (h *Hold) Release(ctx context.Context, key string) error {
+	h.mu.Lock()
+	none := len(h.keys) == 0
+	h.mu.Unlock()
+	if none && !h.mayRun() {
+		return nil
+	}
 	_, err := h.ask(ctx, keepTime, hold.Request{Op: hold.OpRelease, Key: key}, func() {
 		delete(h.keys, key)
 		h.released[key] = true
@@ -200,7 +210,7 @@ func (h *Hold) run() {
 		var broken <-chan struct{}
 		if h.conn != nil {
 			broken = h.conn.broken
-		} else {
+		} else if h.wanted() {
 			timer = time.After(time.Until(h.next))
 		}
 		select {
@@ -218,6 +228,19 @@ func (h *Hold) run() {
 			h.opts.Log.Info("the hold process runs")
 		}
 	}
+}
+
+// mayRun says that there is a process, as far as its socket tells.
+func (h *Hold) mayRun() bool {
+	_, err := os.Lstat(filepath.Join(h.opts.State, hold.Dir, hold.Socket))
+	return err == nil
+}
+
+// wanted says that a process is to run though nobody asks for something.
+func (h *Hold) wanted() bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return len(h.keys) > 0 || h.failed != nil
 }
 
 // serve makes the requests that wait.

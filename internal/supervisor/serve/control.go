@@ -233,11 +233,8 @@ func (s *Server) attach(ctx context.Context, c *wire.Conn, req wire.Request) {
 	box.init.io.mu.Lock()
 	res := wire.Response{Version: wire.Version, OK: true, StdinClosed: box.init.io.noMore}
 	box.init.io.mu.Unlock()
-	if err := c.Send(res); err != nil {
-		return
-	}
 	var mu sync.Mutex
-	var o logs.AttachOptions
+	o := logs.AttachOptions{Attached: func() error { return c.Send(res) }}
 	if req.Stdout {
 		o.Stdout = framer{c, &mu, wire.FrameStdout}
 	}

@@ -107,7 +107,7 @@ func (w *oomWatch) happened(uint32) {
 		}
 		w.kills = kills
 	}
-	w.c.s.events.publish(w.c.namespace, "/tasks/oom", &events.TaskOOM{ContainerID: w.c.id})
+	w.c.s.events.Publish(w.c.namespace, "/tasks/oom", &events.TaskOOM{ContainerID: w.c.id})
 }
 
 // oomKills reads how many processes were killed for want of memory.

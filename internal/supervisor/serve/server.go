@@ -35,6 +35,7 @@ import (
 	_ "github.com/opencontainers/cgroups/devices" // has libcontainer manage devices
 	"golang.org/x/sys/unix"
 
+	"berth/internal/supervisor/publish"
 	"berth/internal/supervisor/watch"
 	"berth/internal/supervisor/wire"
 )
@@ -58,7 +59,7 @@ type Server struct {
 	Name string
 	// Events is containerd's ttrpc socket; empty: containerd is told nothing.
 	Events string
-	// Linger is how long it stays without containers and watchers; default 5
+	// Linger is how long it stays without containers and watchers; default 2
 	// seconds.
 	Linger time.Duration
 	Log    *slog.Logger
@@ -68,7 +69,7 @@ type Server struct {
 	home, tasks, run string
 	poll             *watch.Poller
 	limits           *limits
-	events           *publisher
+	events           *publish.Publisher
 	forks            sync.RWMutex // held for reading by forking
 	idle             chan struct{}
 	stop             chan struct{}
@@ -101,7 +102,7 @@ func (s *Server) Run(ctx context.Context) (err error) {
 		return err
 	}
 	defer s.poll.Close()
-	s.wg.Go(func() { s.events.run(ctx) })
+	s.wg.Go(func() { s.events.Run(ctx) })
 	s.wg.Go(func() { s.reapOrphans(ctx) })
 	defer s.wg.Wait()
 	defer cancel()
@@ -120,14 +121,14 @@ func (s *Server) open() error {
 		return fmt.Errorf("supervisor: socket %s has %d bytes, at most %d fit; choose a shorter state directory: %w", socket, len(socket), maxSocket, errdefs.ErrInvalidArgument)
 	}
 	if s.Linger == 0 {
-		s.Linger = 5 * time.Second
+		s.Linger = 2 * time.Second
 	}
 	s.home = wire.Home(s.State, s.Name)
 	s.tasks, s.run = filepath.Join(s.home, wire.Tasks), filepath.Join(s.home, wire.Run)
 	s.containers, s.conns = map[string]*container{}, map[net.Conn]bool{}
 	s.idle, s.stop = make(chan struct{}, 1), make(chan struct{})
 	s.limits = readLimits(s.Log)
-	s.events = newPublisher(s.Events, s.Log)
+	s.events = publish.New(s.Events, s.Log)
 	return nil
 }
 

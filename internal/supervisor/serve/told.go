@@ -25,7 +25,7 @@ func namespaceOf(ctx context.Context) string {
 
 func (s *Server) created(c *container, r *taskAPI.CreateTaskRequest) {
 	pid, _, _ := c.init.status()
-	s.events.publish(c.namespace, "/tasks/create", &events.TaskCreate{
+	s.events.Publish(c.namespace, "/tasks/create", &events.TaskCreate{
 		ContainerID: c.id, Bundle: c.bundle, Rootfs: r.Rootfs, Pid: uint32(pid),
 		IO: &events.TaskIO{Stdin: r.Stdin, Stdout: r.Stdout, Stderr: r.Stderr, Terminal: r.Terminal},
 	})
@@ -34,22 +34,22 @@ func (s *Server) created(c *container, r *taskAPI.CreateTaskRequest) {
 func (s *Server) startedEvent(p *process) {
 	pid, _, _ := p.status()
 	if p.execID == "" {
-		s.events.publish(p.c.namespace, "/tasks/start", &events.TaskStart{ContainerID: p.c.id, Pid: uint32(pid)})
+		s.events.Publish(p.c.namespace, "/tasks/start", &events.TaskStart{ContainerID: p.c.id, Pid: uint32(pid)})
 		return
 	}
-	s.events.publish(p.c.namespace, "/tasks/exec-started", &events.TaskExecStarted{ContainerID: p.c.id, ExecID: p.execID, Pid: uint32(pid)})
+	s.events.Publish(p.c.namespace, "/tasks/exec-started", &events.TaskExecStarted{ContainerID: p.c.id, ExecID: p.execID, Pid: uint32(pid)})
 }
 
 func (s *Server) execEvent(p *process) {
-	s.events.publish(p.c.namespace, "/tasks/exec-added", &events.TaskExecAdded{ContainerID: p.c.id, ExecID: p.execID})
+	s.events.Publish(p.c.namespace, "/tasks/exec-added", &events.TaskExecAdded{ContainerID: p.c.id, ExecID: p.execID})
 }
 
 func (s *Server) pausedEvent(c *container, paused bool) {
 	if paused {
-		s.events.publish(c.namespace, "/tasks/paused", &events.TaskPaused{ContainerID: c.id})
+		s.events.Publish(c.namespace, "/tasks/paused", &events.TaskPaused{ContainerID: c.id})
 		return
 	}
-	s.events.publish(c.namespace, "/tasks/resumed", &events.TaskResumed{ContainerID: c.id})
+	s.events.Publish(c.namespace, "/tasks/resumed", &events.TaskResumed{ContainerID: c.id})
 }
 
 // told says that a process has ended.
@@ -61,14 +61,14 @@ func (s *Server) told(p *process, end exit) {
 	p.mu.Lock()
 	pid := p.pid
 	p.mu.Unlock()
-	s.events.publish(p.c.namespace, "/tasks/exit", &events.TaskExit{
+	s.events.Publish(p.c.namespace, "/tasks/exit", &events.TaskExit{
 		ContainerID: p.c.id, ID: id, Pid: uint32(pid), ExitStatus: end.Status, ExitedAt: stamp(end.At),
 	})
 }
 
 func (s *Server) deletedEvent(p *process, end exit) {
 	pid, _, _ := p.status()
-	s.events.publish(p.c.namespace, "/tasks/delete", &events.TaskDelete{
+	s.events.Publish(p.c.namespace, "/tasks/delete", &events.TaskDelete{
 		ContainerID: p.c.id, Pid: uint32(pid), ExitStatus: end.Status, ExitedAt: stamp(end.At),
 	})
 }

@@ -1,4 +1,10 @@
-package serve
+// Package publish tells containerd what happens to a supervisor's containers,
+// where it can be told. Events may be lost: whoever must know an end waits for
+// it by the Task API.
+//
+// Invariant: Publish never waits. Concurrency: it is safe for concurrent use;
+// Run is called once.
+package publish
 
 import (
 	"context"
@@ -22,20 +28,21 @@ const (
 	publishTimeout = 2 * time.Second
 )
 
-// A publisher tells containerd what happens, where it can.
-type publisher struct {
+// A Publisher tells containerd what happens, where it can.
+type Publisher struct {
 	address string // containerd's ttrpc socket; empty: nobody is told
 	log     *slog.Logger
 	queue   chan *types.Envelope
 	client  *ttrpc.Client
 }
 
-func newPublisher(address string, log *slog.Logger) *publisher {
-	return &publisher{address: address, log: log, queue: make(chan *types.Envelope, queued)}
+// New returns a Publisher; an empty address is nobody's.
+func New(address string, log *slog.Logger) *Publisher {
+	return &Publisher{address: address, log: log, queue: make(chan *types.Envelope, queued)}
 }
 
-// publish never waits.
-func (p *publisher) publish(namespace, topic string, event proto.Message) {
+// Publish never waits.
+func (p *Publisher) Publish(namespace, topic string, event proto.Message) {
 	if p.address == "" {
 		return
 	}
@@ -56,8 +63,8 @@ func (p *publisher) publish(namespace, topic string, event proto.Message) {
 	}
 }
 
-// run hands on events until ctx ends.
-func (p *publisher) run(ctx context.Context) {
+// Run hands on events until ctx ends.
+func (p *Publisher) Run(ctx context.Context) {
 	defer p.drop()
 	for {
 		select {
@@ -76,14 +83,14 @@ func (p *publisher) run(ctx context.Context) {
 	}
 }
 
-func (p *publisher) drop() {
+func (p *Publisher) drop() {
 	if p.client != nil {
 		_ = p.client.Close() // of no more use
 		p.client = nil
 	}
 }
 
-func (p *publisher) forward(ctx context.Context, e *types.Envelope) error {
+func (p *Publisher) forward(ctx context.Context, e *types.Envelope) error {
 	ctx, cancel := context.WithTimeout(ctx, publishTimeout)
 	defer cancel()
 	if p.client == nil {
