@@ -21,7 +21,7 @@ import (
 )
 
 // followPod runs a pod in the foreground.
-func followPod(cmd *cobra.Command, opts podrun.Options, keep bool) error {
+func followPod(cmd *cobra.Command, opts podrun.Options, roots podrun.Roots, keep bool) error {
 	ctx := cmd.Context()
 	logs := newFollower(ctx, opts.Client, cmd.OutOrStdout(), cmd.ErrOrStderr())
 	opts.Started = logs.follow
@@ -39,7 +39,7 @@ func followPod(cmd *cobra.Command, opts podrun.Options, keep bool) error {
 	if ctx.Err() != nil {
 		opts.Say("stopping pod %s, at most %s; Ctrl-C again kills it at once", client.PodName(meta), opts.Plan.Grace)
 	}
-	err = errors.Join(err, endPod(ctx, opts.Client, pod, logs))
+	err = errors.Join(err, endPod(ctx, opts.Client, roots, pod, logs))
 	if err == nil {
 		err = codeError(code)
 	}
@@ -55,7 +55,7 @@ func codeError(code int32) error {
 
 // endPod stops and removes the pod. A signal that comes meanwhile ends the grace
 // period.
-func endPod(ctx context.Context, cl *client.Client, pod *runtime.PodSandbox, logs *follower) error {
+func endPod(ctx context.Context, cl *client.Client, roots podrun.Roots, pod *runtime.PodSandbox, logs *follower) error {
 	impatient, done := signal.NotifyContext(context.WithoutCancel(ctx), os.Interrupt, syscall.SIGTERM)
 	defer done()
 	err := podrun.Stop(impatient, cl, pod, nil)
@@ -66,7 +66,7 @@ func endPod(ctx context.Context, cl *client.Client, pod *runtime.PodSandbox, log
 	if err != nil {
 		return errors.Join(err, logs.end())
 	}
-	return errors.Join(logs.end(), podrun.Remove(ctx, cl, pod))
+	return errors.Join(logs.end(), podrun.Remove(ctx, cl, roots, pod))
 }
 
 // A follower shows the logs of several containers at once, each line with the
