@@ -109,7 +109,7 @@ func (s *Service) runSteps(box *record.Sandbox) []steps.Step {
 			return host.MountShm(s.Paths.Shm(box.ID), host.DefaultShmSize)
 		}})
 	}
-	list = append(list, steps.Step{Name: "cgroup", Do: func(context.Context) error { return s.Cgroups.Ensure(box.CgroupParent) }})
+	list = append(list, steps.Step{Name: "cgroup", Do: func(context.Context) error { return s.makeCgroup(box) }})
 	if sharedPID(box) {
 		list = append(list, steps.Step{Name: "init", Do: func(ctx context.Context) error { return s.startInit(ctx, box) }})
 	}
@@ -125,6 +125,18 @@ func (s *Service) runSteps(box *record.Sandbox) []steps.Step {
 		list[i].Undo = undo[list[i].Name]
 	}
 	return list
+}
+
+// makeCgroup makes the pod's cgroup where it is not there. Who made it limits
+// it: a kubelet its own, berth one that was not there.
+func (s *Service) makeCgroup(box *record.Sandbox) error {
+	if err := s.Cgroups.Ensure(box.CgroupParent); err != nil || !box.OwnCgroup {
+		return err
+	}
+	r := box.Config.GetLinux().GetResources()
+	return s.Cgroups.Limit(box.CgroupParent, host.Limits{
+		CPUShares: uint64(r.GetCpuShares()), CPUQuota: r.GetCpuQuota(), CPUPeriod: uint64(r.GetCpuPeriod()), Memory: r.GetMemoryLimitInBytes(),
+	})
 }
 
 func (s *Service) pinNamespaces(box *record.Sandbox) error {
