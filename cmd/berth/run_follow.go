@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -113,45 +112,5 @@ func (f *follower) end() error {
 }
 
 func (f *follower) prefixed(w io.Writer, name string) *prefixWriter {
-	return &prefixWriter{mu: &f.mu, w: w, prefix: []byte("[" + name + "] ")}
-}
-
-// A prefixWriter writes whole lines, each with a prefix.
-type prefixWriter struct {
-	mu     *sync.Mutex // guards w, which others write to
-	w      io.Writer
-	prefix []byte
-	rest   []byte // of a line whose end has not come
-}
-
-// Write implements io.Writer.
-func (p *prefixWriter) Write(b []byte) (int, error) {
-	p.rest = append(p.rest, b...)
-	for {
-		line, rest, found := bytes.Cut(p.rest, []byte("\n"))
-		if !found {
-			return len(b), nil
-		}
-		if err := p.line(line); err != nil {
-			return 0, err
-		}
-		p.rest = rest
-	}
-}
-
-// flush writes a last line that has no end.
-func (p *prefixWriter) flush() error {
-	if len(p.rest) == 0 {
-		return nil
-	}
-	line := p.rest
-	p.rest = nil
-	return p.line(line)
-}
-
-func (p *prefixWriter) line(line []byte) error {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	_, err := p.w.Write(append(append(bytes.Clone(p.prefix), line...), '\n'))
-	return err
+	return &prefixWriter{mu: &f.mu, w: w, name: name}
 }
