@@ -166,7 +166,7 @@ func upgrade(ctx context.Context, address string) (httpstream.Connection, string
 		return nil, "", fmt.Errorf("streaming address: %w", err)
 	}
 	line, protocol, err := clientspdy.Negotiate(transport, &http.Client{Transport: transport}, req, portForwardProtocol)
-	if !kept() {
+	if broken := !kept(); broken || err != nil && ctx.Err() != nil {
 		if err == nil {
 			err = line.Close()
 		}
