@@ -46,6 +46,9 @@ type Options struct {
 	HostIPs []string
 	// HostDNS is the machine's resolver configuration.
 	HostDNS *runtime.DNSConfig
+	// MaskedPaths are what containers must not see of this very machine, beside
+	// what they see of none.
+	MaskedPaths []string
 	// Memory is the machine's, in bytes; OOM scores are shares of it.
 	Memory int64
 }
