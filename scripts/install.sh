@@ -17,6 +17,31 @@ reload() { # systemd, unless a package is being built
 	fi
 }
 
+# refuse_running names the processes whose programs would go: running containers
+# are told of and stopped through what is in libexec.
+refuse_running() {
+	local exe real running=()
+	real=$(readlink -m "$libexec")
+	for exe in /proc/[0-9]*/exe; do
+		case $(readlink "$exe" || true) in
+		"$real"/*) running+=("$(basename "$(dirname "$exe")") $(readlink "$exe" || true)") ;;
+		esac
+	done 2>/dev/null
+	if ((${#running[@]} > 0)); then
+		printf 'in use:\n' >&2
+		printf '  pid %s\n' "${running[@]}" >&2
+		echo "remove the pods (berth rm -f --all) and stop the daemon first" >&2
+		exit 1
+	fi
+}
+
+# stop_unit stops the daemon, where systemd runs it.
+stop_unit() {
+	if [[ -e $units/berth.service && -d /run/systemd/system ]]; then
+		systemctl disable --now berth
+	fi
+}
+
 case ${1:-} in
 install)
 	install -D -m 0755 bin/berth "$bin/berth"
@@ -33,6 +58,10 @@ install)
 	echo "next: systemctl enable --now berth && berth doctor"
 	;;
 uninstall)
+	if [[ -z ${DESTDIR:-} ]]; then
+		refuse_running
+		stop_unit
+	fi
 	rm -f "$bin/berth" "$units/berth.service"
 	rm -rf "$libexec"
 	reload
