@@ -17,22 +17,38 @@ reload() { # systemd, unless a package is being built
 	fi
 }
 
+# running prints the processes of libexec, "PID WHAT PROGRAM" each; WHAT is
+# "hold" for the process that a daemon leaves behind, which needs no containers.
+running() {
+	local real dir program args
+	real=$(readlink -m "$libexec")
+	for dir in /proc/[0-9]*; do
+		program=$(readlink "$dir/exe") || continue
+		[[ $program == "$real"/* ]] || continue
+		mapfile -d '' -t args <"$dir/cmdline" || continue
+		[[ ${args[1]:-} == hold ]] && echo "${dir##*/} hold $program" || echo "${dir##*/} uses $program"
+	done 2>/dev/null
+}
+
 # refuse_running names the processes whose programs would go: running containers
 # are told of and stopped through what is in libexec.
 refuse_running() {
-	local exe real running=()
-	real=$(readlink -m "$libexec")
-	for exe in /proc/[0-9]*/exe; do
-		case $(readlink "$exe" || true) in
-		"$real"/*) running+=("$(basename "$(dirname "$exe")") $(readlink "$exe" || true)") ;;
-		esac
-	done 2>/dev/null
-	if ((${#running[@]} > 0)); then
-		printf 'in use:\n' >&2
-		printf '  pid %s\n' "${running[@]}" >&2
-		echo "remove the pods (berth rm -f --all) and stop the daemon first" >&2
+	local uses
+	uses=$(running | sed -n 's/ uses / /p')
+	if [[ -n $uses ]]; then
+		echo "in use:" >&2
+		sed 's/^/  pid /' <<<"$uses" >&2
+		echo "remove the pods first: berth rm -f --all" >&2
 		exit 1
 	fi
+}
+
+# end_holds ends what keeps containers' output while no daemon runs.
+end_holds() {
+	local pid what program
+	while read -r pid what program; do
+		[[ $what != hold ]] || kill "$pid" 2>/dev/null || true
+	done < <(running)
 }
 
 # stop_unit stops the daemon, where systemd runs it.
@@ -61,6 +77,7 @@ uninstall)
 	if [[ -z ${DESTDIR:-} ]]; then
 		refuse_running
 		stop_unit
+		end_holds
 	fi
 	rm -f "$bin/berth" "$units/berth.service"
 	rm -rf "$libexec"

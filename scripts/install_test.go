@@ -61,10 +61,31 @@ func TestUninstallRefusesInUse(t *testing.T) {
 	if err := cmd.Wait(); err == nil {
 		t.Error("it was to be killed")
 	}
+	// The process that a daemon leaves behind holds nothing back, and is ended.
+	if text, err = os.ReadFile("/bin/sh"); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(program, text, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "hold"), []byte("read line\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	hold := exec.Command(program, "hold")
+	hold.Dir = dir
+	if _, err := hold.StdinPipe(); err != nil {
+		t.Fatal(err)
+	}
+	if err := hold.Start(); err != nil {
+		t.Fatal(err)
+	}
 	if out, err := uninstall(dir); err != nil {
 		t.Errorf("%v: %s", err, out)
 	}
 	if _, err := os.Stat(program); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("%v", err)
+	}
+	if err := hold.Wait(); err == nil {
+		t.Error("the hold process was not ended")
 	}
 }
