@@ -6,6 +6,8 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+
+	systemd "github.com/coreos/go-systemd/v22/dbus"
 )
 
 // swapUnits are slices as a kernel with swap accounting shows them, beside
@@ -22,6 +24,10 @@ func (u *swapUnits) StartSlice(_ context.Context, name string) error {
 	}
 	dir := filepath.Join(u.root, name)
 	return errors.Join(os.Mkdir(dir, 0o755), os.WriteFile(filepath.Join(dir, "memory.swap.max"), []byte("max\n"), 0o644))
+}
+
+func (u *swapUnits) SetProperties(context.Context, string, []systemd.Property) error {
+	return errors.ErrUnsupported
 }
 
 func (u *swapUnits) StartScope(context.Context, string, int) error { return errors.ErrUnsupported }

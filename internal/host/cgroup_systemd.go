@@ -20,6 +20,8 @@ type units interface {
 	StartSlice(ctx context.Context, name string) error
 	// StartScope makes a scope of a process.
 	StartScope(ctx context.Context, name string, pid int) error
+	// SetProperties sets properties of a unit until it ends.
+	SetProperties(ctx context.Context, name string, properties []systemd.Property) error
 	// Stop ends a unit. One that is not there is no error.
 	Stop(ctx context.Context, name string) error
 	Close() error
@@ -188,6 +190,16 @@ func (s *systemdUnits) StartSlice(ctx context.Context, name string) error {
 		return fmt.Errorf("systemd: start %s: %w", name, err)
 	}
 	return s.await(ctx, "start", name, done)
+}
+
+func (s *systemdUnits) SetProperties(ctx context.Context, name string, properties []systemd.Property) error {
+	err := s.call(ctx, func(conn *systemd.Conn) error {
+		return conn.SetUnitPropertiesContext(ctx, name, true, properties...)
+	})
+	if err != nil {
+		return fmt.Errorf("systemd: set properties of %s: %w", name, err)
+	}
+	return nil
 }
 
 func (s *systemdUnits) Stop(ctx context.Context, name string) error {

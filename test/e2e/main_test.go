@@ -84,7 +84,11 @@ func setup() (func() error, error) {
 	for name := range strings.SplitSeq(wanted, ",") {
 		engine, handler, _ := strings.Cut(name, "/")
 		if byEngine[engine] == nil {
-			if byEngine[engine], err = share(engine == "external"); err != nil {
+			s, err := share(engine == "external")
+			if s != nil {
+				byEngine[engine] = s
+			}
+			if err != nil {
 				return teardown, fmt.Errorf("%s: %w", name, err)
 			}
 		}
