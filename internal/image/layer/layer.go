@@ -45,7 +45,7 @@ const (
 )
 
 // copySize is the most that is written into a file at once.
-const copySize = 1 << 20
+const copySize = 64 << 10
 
 // An applier is one Apply under way.
 type applier struct {

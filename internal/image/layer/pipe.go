@@ -22,8 +22,8 @@ type Pipe struct {
 }
 
 const (
-	bufferSize = 256 << 10
-	depth      = 3
+	bufferSize = 32 << 10
+	depth      = 8
 )
 
 var buffers = sync.Pool{New: func() any { b := make([]byte, bufferSize); return &b }}
