@@ -103,7 +103,26 @@ func (t *tree) open(name string) (int, error) {
 // makeAll makes the directories that are missing on the way to name, also
 // where a link leads to one that is missing, and opens the last.
 func (t *tree) makeAll(name string) (int, error) {
-	done, links := "", 0 // done is there, and without links
+	name, err := t.resolve(name)
+	if err != nil {
+		return -1, err
+	}
+	done := ""
+	for part := range strings.SplitSeq(name, "/") {
+		if part == "" {
+			continue
+		}
+		if err := t.makeOne(done, part); err != nil {
+			return -1, err
+		}
+		done = path.Join(done, part)
+	}
+	return t.open(done)
+}
+
+// resolve is name without links. What is missing is taken for what is no link.
+func (t *tree) resolve(name string) (string, error) {
+	done, links := "", 0
 	rest := strings.Split(name, "/")
 	for len(rest) > 0 {
 		part := rest[0]
@@ -115,50 +134,58 @@ func (t *tree) makeAll(name string) (int, error) {
 			done = inRoot(path.Dir("/" + done))
 			continue
 		}
-		target, err := t.step(done, part)
+		target, err := t.follow(done, part)
 		if err != nil {
-			return -1, err
+			return "", err
 		}
 		if target == "" {
 			done = path.Join(done, part)
 			continue
 		}
 		if links++; links > maxLinks {
-			return -1, unix.ELOOP
+			return "", unix.ELOOP
 		}
 		if path.IsAbs(target) {
 			done = ""
 		}
 		rest = append(strings.Split(target, "/"), rest...)
 	}
-	return t.open(done)
+	return done, nil
 }
 
-// step makes sure that part is a directory in done, or returns where it leads
-// as a link.
-func (t *tree) step(done, part string) (target string, err error) {
+// follow returns where part leads if it is a link in done, which has none.
+func (t *tree) follow(done, part string) (target string, err error) {
 	fd, err := t.open(done)
+	if errors.Is(err, unix.ENOENT) {
+		return "", nil
+	}
 	if err != nil {
 		return "", err
 	}
 	defer func() { err = errors.Join(err, unix.Close(fd)) }()
-	var st unix.Stat_t
-	err = unix.Fstatat(fd, part, &st, unix.AT_SYMLINK_NOFOLLOW)
-	switch {
-	case errors.Is(err, unix.ENOENT):
-		if err := unix.Mkdirat(fd, part, 0o755); err != nil {
-			return "", err
-		}
-		t.implied[path.Join(done, part)] = true
-		return "", unix.Fchmodat(fd, part, 0o755, 0)
-	case err != nil:
-		return "", err
-	case st.Mode&unix.S_IFMT == unix.S_IFDIR:
+	target, err = readlink(fd, part)
+	if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOENT) {
 		return "", nil
-	case st.Mode&unix.S_IFMT != unix.S_IFLNK:
-		return "", unix.ENOTDIR
 	}
-	return readlink(fd, part)
+	return target, err
+}
+
+// makeOne makes sure that part is a directory in done.
+func (t *tree) makeOne(done, part string) (err error) {
+	fd, err := t.open(done)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, unix.Close(fd)) }()
+	err = unix.Mkdirat(fd, part, 0o755)
+	if errors.Is(err, unix.EEXIST) {
+		return nil // if it is no directory, opening it will say so
+	}
+	if err != nil {
+		return err
+	}
+	t.implied[path.Join(done, part)] = true
+	return unix.Fchmodat(fd, part, 0o755, 0)
 }
 
 func readlink(dir int, base string) (string, error) {
