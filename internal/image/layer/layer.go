@@ -1,10 +1,14 @@
 // Package layer writes an image's layer, a tar stream of what a file system
 // changed, into a directory while the stream arrives.
 //
-// The tree is the one that containerd's archive.Apply makes; a test compares
-// the two. It differs where a layer names a file whose directory it does not
-// name: the layers below may not be there yet, so the directory is made with
-// mode 0755 and given the attributes of the one below later, by Inherit.
+// The tree is the one that containerd's archive.Apply makes; tests compare the
+// two. It differs in three things:
+//   - A layer may hold a file whose directory it does not describe. The layers
+//     below may not be there yet, so the directory is made with mode 0755, and
+//     Inherit gives it the attributes of the one below later.
+//   - In the lowest layer an opaque directory hides nothing: what is in it is
+//     the layer's own.
+//   - A directory that a later entry has replaced keeps its times to itself.
 //
 // Invariants:
 //   - Nothing outside of the directory is read or written, whatever names and
@@ -160,8 +164,8 @@ func (a *applier) whiteout(dir int, base string, h *tar.Header) error {
 // replaced has its own.
 func (a *applier) setDirTimes() error {
 	for _, d := range a.dirs {
-		fd, err := a.open(d.name)
-		if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ELOOP) {
+		fd, err := a.openHow(d.name, unix.O_NOFOLLOW)
+		if gone(err) {
 			continue
 		}
 		if err != nil {

@@ -11,6 +11,7 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -265,7 +266,7 @@ func TestNothingLeavesTheRoot(t *testing.T) {
 			t.Run(fmt.Sprintf("%s/lowest=%v", name, lowest), func(t *testing.T) {
 				ours, theirs, err, theirErr := both(t, archiveOf(t, entries), lowest)
 				t.Logf("ours: %v, containerd's: %v", err, theirErr)
-				if err == nil && theirErr == nil && ours != theirs {
+				if ours, theirs := noDirTimes(ours), noDirTimes(theirs); err == nil && theirErr == nil && ours != theirs {
 					t.Error(cmp.Diff(theirs, ours))
 				}
 				// containerd does not find the directory whose times it is to set.
@@ -325,6 +326,13 @@ func TestInherit(t *testing.T) {
 	}
 }
 
+// dirTime is the time in the line of a directory.
+var dirTime = regexp.MustCompile(`(?m)^(.* 4\d{4} \d+:\d+) \d+\.\d+`)
+
+// noDirTimes leaves out the times of directories: where a link has replaced
+// one, containerd follows it to set them.
+func noDirTimes(tree string) string { return dirTime.ReplaceAllString(tree, "$1") }
+
 // Archives made of few names, so that they meet each other.
 func FuzzApply(f *testing.F) {
 	names := []string{"a", "b", "a/b", "a/c", "b/x", "l", "l/x", "../a", "l/../b", ".wh.a", "a/.wh.b", "a/.wh..wh..opq", "l/.wh.x", "a/b/c", "l/l"}
@@ -353,6 +361,7 @@ func FuzzApply(f *testing.F) {
 			entries = append(entries, e)
 		}
 		ours, theirs, err, theirErr := both(t, archiveOf(t, entries), lowest)
+		ours, theirs = noDirTimes(ours), noDirTimes(theirs)
 		if err == nil && theirErr == nil && ours != theirs {
 			t.Errorf("%s\n%s", describeAll(entries), cmp.Diff(theirs, ours))
 		}
@@ -362,7 +371,7 @@ func FuzzApply(f *testing.F) {
 // Any bytes at all.
 func FuzzBytes(f *testing.F) {
 	for _, entries := range trees {
-		if data := archiveOf(f, entries); len(data) < 20_000 {
+		if data := archiveOf(f, entries); len(data) < 8000 {
 			f.Add(data)
 		}
 	}

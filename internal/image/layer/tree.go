@@ -82,12 +82,14 @@ func plain(fd int) (bool, error) {
 
 // open opens a directory below the root; links are followed as if the root were
 // that of the file system.
-func (t *tree) open(name string) (int, error) {
+func (t *tree) open(name string) (int, error) { return t.openHow(name, 0) }
+
+func (t *tree) openHow(name string, flags uint64) (int, error) {
 	if name == "" {
 		name = "."
 	}
 	how := unix.OpenHow{
-		Flags:   unix.O_RDONLY | unix.O_DIRECTORY | unix.O_CLOEXEC,
+		Flags:   unix.O_RDONLY | unix.O_DIRECTORY | unix.O_CLOEXEC | flags,
 		Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS,
 	}
 	for range 1000 {
