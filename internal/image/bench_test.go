@@ -209,7 +209,11 @@ func benchLayer(write func(*tar.Writer) error) (v1.Layer, error) {
 	if err := errors.Join(write(t), t.Close()); err != nil {
 		return nil, err
 	}
-	return tarball.LayerFromOpener(func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(buf.Bytes())), nil },
+	return gzipLayer(buf.Bytes())
+}
+
+func gzipLayer(data []byte) (v1.Layer, error) {
+	return tarball.LayerFromOpener(func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(data)), nil },
 		tarball.WithCompressionLevel(gzip.BestSpeed), tarball.WithMediaType(types.OCILayer), tarball.WithCompressedCaching)
 }
 
