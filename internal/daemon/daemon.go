@@ -220,7 +220,7 @@ func (p *parts) openImages(context.Context) (err error) {
 	r := p.Config.Registry
 	p.images, err = image.New(image.Options{
 		Client: p.engine.Client(), Steps: p.steps, Log: p.Log, Namespace: engine.Namespace,
-		Snapshotter: p.Config.Containerd.Snapshotter, FSPath: p.fsPath(),
+		Snapshotter: p.Config.Containerd.Snapshotter, InProcess: p.engine.Embedded(), FSPath: p.fsPath(),
 		RegistryDirs: filepath.SplitList(r.ConfigPath), Pinned: r.Pinned,
 		MaxConcurrentDownloads: r.MaxConcurrentDownloads, ProgressTimeout: r.ProgressTimeout.Duration,
 	})
