@@ -31,7 +31,11 @@ func (p *parts) openFleet(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
+	p.later(p.cgroups.ClearApart)
 	p.later(p.fleet.Close)
+	if err := p.cgroups.ClearApart(); err != nil {
+		return err
+	}
 	names, err := p.fleet.Left()
 	if err != nil {
 		return err

@@ -11,10 +11,11 @@ import (
 	"strings"
 
 	systemd "github.com/coreos/go-systemd/v22/dbus"
+	"golang.org/x/sys/unix"
 )
 
 // apartCgroup is where processes that outlive the daemon are without systemd.
-const apartCgroup = "/berth-supervisor"
+var apartCgroup = "/berth-supervisor"
 
 // SetApart moves a process that is to outlive the daemon out of the daemon's
 // cgroup: with systemd into a scope of the name, whose stopping is nobody's
@@ -34,20 +35,45 @@ func (c *Cgroups) SetApart(ctx context.Context, name string, pid int) error {
 		return nil
 	}
 	for _, mount := range c.layout.all {
-		dir := filepath.Join(mount, apartCgroup)
-		if err := os.Mkdir(dir, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
-			return fmt.Errorf("make cgroup %s: %w", apartCgroup, err)
+		err := c.moveApart(mount, pid)
+		if errors.Is(err, fs.ErrNotExist) { // another daemon has just removed it
+			err = c.moveApart(mount, pid)
 		}
-		if c.layout.version == 1 && mount == c.layout.mounts["cpuset"] {
-			if err := inheritCpuset(mount, dir); err != nil {
-				return err
-			}
-		}
-		if err := os.WriteFile(filepath.Join(dir, "cgroup.procs"), []byte(strconv.Itoa(pid)), 0); err != nil {
+		if err != nil {
 			return fmt.Errorf("move process %d to cgroup %s: %w", pid, apartCgroup, err)
 		}
 	}
 	return nil
+}
+
+func (c *Cgroups) moveApart(mount string, pid int) error {
+	dir := filepath.Join(mount, apartCgroup)
+	if err := os.Mkdir(dir, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
+		return err
+	}
+	if c.layout.version == 1 && mount == c.layout.mounts["cpuset"] {
+		if err := inheritCpuset(mount, dir); err != nil {
+			return err
+		}
+	}
+	return os.WriteFile(filepath.Join(dir, "cgroup.procs"), []byte(strconv.Itoa(pid)), 0)
+}
+
+// ClearApart removes the cgroup that SetApart made where no process is in it
+// any more. Whoever starts or stops a daemon last takes it away; one that
+// processes outlive stays.
+func (c *Cgroups) ClearApart() error {
+	if c.units != nil {
+		return nil // a scope goes with its last process
+	}
+	var errs []error
+	for _, mount := range c.layout.all {
+		err := unix.Rmdir(filepath.Join(mount, apartCgroup))
+		if err != nil && !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.EBUSY) {
+			errs = append(errs, fmt.Errorf("remove cgroup %s: %w", apartCgroup, err))
+		}
+	}
+	return errors.Join(errs...)
 }
 
 // inRoot tells whether /proc/PID/cgroup is of a process in the root cgroup of
