@@ -22,6 +22,10 @@ import (
 // defaultDir is where the reference keeps addresses unless told otherwise.
 const defaultDir = "/var/lib/cni/networks"
 
+// lastReserved is the reference's prefix of the file that names the last address
+// given out of a range.
+const lastReserved = "last_reserved_ip."
+
 // maxOwner is more than the ID of a container and the name of an interface.
 const maxOwner = 1024
 
@@ -128,12 +132,38 @@ func (s *store) Unlock() error {
 	return err
 }
 
-// Reserve takes an address unless it is taken.
+// Reserve takes an address unless it is taken. Unlike with the reference its
+// file has its owner from the first moment: one that a killed process left
+// without would be nobody's to give back.
 func (s *store) Reserve(id, ifname string, ip net.IP, rangeID string) (bool, error) {
 	if !s.locked {
 		return false, s.err
 	}
-	return s.Store.Reserve(id, ifname, ip, rangeID)
+	err := putFile(s.dir, ip.String(), owner(id, ifname))
+	switch {
+	case errors.Is(err, unix.EEXIST):
+		return false, nil
+	case errors.Is(err, unix.EOPNOTSUPP), errors.Is(err, unix.EISDIR), errors.Is(err, unix.ENOENT):
+		// No files without a name here, or no /proc.
+		return s.Store.Reserve(id, ifname, ip, rangeID)
+	case err != nil:
+		return false, fmt.Errorf("reserve %s in %s: %w", ip, s.dir, err)
+	}
+	return true, os.WriteFile(filepath.Join(s.dir, lastReserved+rangeID), []byte(ip.String()), 0o600)
+}
+
+// putFile makes a file with its text, or none.
+func putFile(dir, name, text string) (err error) {
+	fd, err := unix.Open(dir, unix.O_TMPFILE|unix.O_WRONLY|unix.O_CLOEXEC, 0o600)
+	if err != nil {
+		return err
+	}
+	file := os.NewFile(uintptr(fd), filepath.Join(dir, name))
+	defer func() { err = errors.Join(err, file.Close()) }()
+	if _, err := file.WriteString(text); err != nil {
+		return err
+	}
+	return unix.Linkat(unix.AT_FDCWD, fmt.Sprintf("/proc/self/fd/%d", fd), unix.AT_FDCWD, file.Name(), unix.AT_SYMLINK_FOLLOW)
 }
 
 // ReleaseByID gives back what a container holds on an interface. A file that
