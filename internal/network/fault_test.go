@@ -60,7 +60,7 @@ func TestPluginHangs(t *testing.T) {
 	if !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("err = %v", err)
 	}
-	for _, want := range []string{`CNI plugin "slow", ADD`, "shop/web", p.ID, "after 1", "waiting for the API server", "see whether", "network.timeout"} {
+	for _, want := range []string{`CNI plugin "slow", ADD`, "shop/web", p.ID, "after ", "waiting for the API server", "see whether", "network.timeout"} {
 		if !strings.Contains(fmt.Sprint(err), want) {
 			t.Errorf("error %q does not say %q", err, want)
 		}
