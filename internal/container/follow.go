@@ -74,10 +74,19 @@ func (s *Service) waitForEnd(l *live) (end, bool) {
 	for pause := retryFirst; ; pause = min(2*pause, retryMost) {
 		code, at, err := s.exitOf(l)
 		if err == nil {
-			return s.endOf(l.id, code, at), true
+			return s.endOf(l, code, at), true
 		}
 		if s.base.Err() != nil {
 			return end{}, false
+		}
+		if l.supervisor != "" {
+			if gone := s.rejoin(l, err); gone != nil {
+				return *gone, true
+			}
+			if !sleep(s.base, pause) {
+				return end{}, false
+			}
+			continue
 		}
 		task, loadErr := s.loadTask(s.base, l.id)
 		if notFound(loadErr) {
@@ -87,9 +96,7 @@ func (s *Service) waitForEnd(l *live) (end, bool) {
 			l.setTask(task)
 		}
 		s.Log.Warn("waiting for the container again", "container", l.id, "err", err)
-		select {
-		case <-time.After(pause):
-		case <-s.base.Done():
+		if !sleep(s.base, pause) {
 			return end{}, false
 		}
 	}
@@ -108,12 +115,30 @@ func (s *Service) exitOf(l *live) (code uint32, at time.Time, err error) {
 	return status.Result()
 }
 
+// sleep says false where the daemon, or ctx, ends meanwhile.
+func sleep(ctx context.Context, d time.Duration) bool {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}
+
 // endOf reads what the kernel says of the end before the cgroup is removed.
-func (s *Service) endOf(id string, code uint32, at time.Time) end {
+func (s *Service) endOf(l *live, code uint32, at time.Time) end {
+	id := l.id
 	e := end{code: int32(code), at: at, reason: "Error"}
 	if code == 0 {
 		e.reason = "Completed"
 		return e
+	}
+	if code == unknownExitCode && l.supervisor != "" {
+		if why := s.unknownEnd(l); why != "" {
+			return end{unknownExitCode, at, "Unknown", why}
+		}
 	}
 	kills, err := s.Cgroups.OOMKills(s.cgroupOf(id))
 	if err != nil && !notFound(err) {
@@ -160,9 +185,7 @@ func (s *Service) recordEnd(ctx context.Context, id string, e end) bool {
 			return true
 		}
 		s.Log.Error("end of a container not recorded; trying again", "container", id, "err", err)
-		select {
-		case <-time.After(pause):
-		case <-ctx.Done():
+		if !sleep(ctx, pause) {
 			return false
 		}
 	}
@@ -193,13 +216,17 @@ func (s *Service) stdioDir(id string) string {
 
 // dropStdio closes a container's stdio, where this daemon has it open, and
 // removes it.
-func (s *Service) dropStdio(ctx context.Context, id string, io *logs.IO) error {
+func (s *Service) dropStdio(ctx context.Context, id string, io Stdio) error {
 	var errs []error
 	if io != nil {
 		errs = append(errs, io.Close())
 	}
+	if name := s.supervisorOf(id); name != "" {
+		errs = append(errs, s.Supervisors.Release(name, id))
+	} else {
+		errs = append(errs, s.Hold.Release(ctx, id))
+	}
 	errs = append(errs,
-		s.Hold.Release(ctx, id),
 		host.RemoveTree(s.Paths.State, filepath.Join("containers", id, "stdio")))
 	return errors.Join(errs...)
 }
@@ -223,14 +250,12 @@ func (s *Service) Resume(ctx context.Context, c *record.Container) error {
 	if c.State != record.ContainerRunning {
 		return s.tidy(ctx, c)
 	}
+	if c.Supervisor != "" {
+		return s.resumeSupervised(ctx, c)
+	}
 	task, err := s.loadTask(s.Engine.Context(ctx), c.ID)
 	if notFound(err) {
-		s.Log.Warn("a container's task is gone", "container", c.ID)
-		lost := end{unknownExitCode, time.Now(), "Unknown", "the container's task was gone when berth started, as after a reboot, so how it ended is not known"}
-		if !s.recordEnd(ctx, c.ID, lost) {
-			return ctx.Err()
-		}
-		return errors.Join(s.finishLog(c), s.tidy(ctx, c))
+		return s.vanished(ctx, c)
 	}
 	l := newLive(c.ID)
 	if err != nil {
@@ -241,14 +266,25 @@ func (s *Service) Resume(ctx context.Context, c *record.Container) error {
 			s.Log.Warn("commands of the last run are not all ended", "container", c.ID, "err", err)
 		}
 	}
-	if l.io, err = logs.Open(s.stdioOptions(c)); err != nil {
+	if io, err := logs.Open(s.stdioOptions(c)); err != nil {
 		s.Log.Error("the output of a container cannot be taken up again", "container", c.ID, "err", err)
 	} else {
-		l.io.Running()
-		if err := s.Hold.Keep(ctx, c.ID, l.io.Outputs()...); err != nil {
+		l.io = io
+		io.Running()
+		if err := s.Hold.Keep(ctx, c.ID, io.Outputs()...); err != nil {
 			s.Log.Error("the output of a container would be lost if berth ended now", "container", c.ID, "err", err)
 		}
 	}
 	s.follow(l)
 	return nil
+}
+
+// vanished records the end of a container whose task is gone.
+func (s *Service) vanished(ctx context.Context, c *record.Container) error {
+	s.Log.Warn("a container's task is gone", "container", c.ID)
+	lost := end{unknownExitCode, time.Now(), "Unknown", "the container's task was gone when berth started, as after a reboot, so how it ended is not known"}
+	if !s.recordEnd(ctx, c.ID, lost) {
+		return ctx.Err()
+	}
+	return errors.Join(s.finishLog(c), s.tidy(ctx, c))
 }

@@ -89,7 +89,12 @@ func (s *Service) startSteps(c *record.Container, l *live) []steps.Step {
 	undo := s.undoStart(c.ID)
 	return []steps.Step{
 		{Name: "stdio",
-			Do:   func(ctx context.Context) error { return s.openStdio(ctx, c, l) },
+			Do: func(ctx context.Context) error {
+				if s.Handlers[c.Handler].Supervisor != "" {
+					return s.openSupervised(ctx, c, l)
+				}
+				return s.openStdio(ctx, c, l)
+			},
 			Undo: func(ctx context.Context) error { return s.dropStdio(ctx, c.ID, l.io) },
 		},
 		{Name: "task", Undo: undo[1].Undo, Do: func(ctx context.Context) error { return s.makeTask(ctx, l) }},
@@ -111,12 +116,13 @@ func (s *Service) startSteps(c *record.Container, l *live) []steps.Step {
 	}
 }
 
-func (s *Service) openStdio(ctx context.Context, c *record.Container, l *live) (err error) {
-	l.io, err = logs.Open(s.stdioOptions(c))
+func (s *Service) openStdio(ctx context.Context, c *record.Container, l *live) error {
+	io, err := logs.Open(s.stdioOptions(c))
 	if err != nil {
 		return err
 	}
-	err = s.Hold.Keep(ctx, c.ID, l.io.Outputs()...)
+	l.io = io
+	err = s.Hold.Keep(ctx, c.ID, io.Outputs()...)
 	if errdefs.IsUnavailable(err) {
 		s.Log.Warn("the last output of a container would be lost if berth ended now", "container", c.ID, "err", err)
 		return nil
@@ -128,22 +134,35 @@ func (s *Service) stdioOptions(c *record.Container) logs.Options {
 	return logs.Options{
 		Dir: s.stdioDir(c.ID), ID: c.ID,
 		Stdin: c.Config.GetStdin(), StdinOnce: c.Config.GetStdinOnce(), TTY: c.Config.GetTty(),
-		LogPath: c.LogPath, Log: s.Log,
+		LogPath: c.LogPath, Lost: s.LostOutput, Log: s.Log,
 	}
 }
 
 func (s *Service) makeTask(ctx context.Context, l *live) error {
+	if l.supervisor != "" {
+		task, err := s.join(ctx, l)
+		if err != nil {
+			return refusal(ctx, err)
+		}
+		l.t = task
+		s.keep(l)
+		return nil
+	}
 	c, err := s.client.LoadContainer(ctx, l.id)
 	if err != nil {
 		return err
 	}
-	l.t, err = c.NewTask(ctx, func(string) (cio.IO, error) { return cio.Load(cio.NewFIFOSet(cio.Config(l.io.Config()), nil)) })
+	io := l.io.(*logs.IO)
+	l.t, err = c.NewTask(ctx, func(string) (cio.IO, error) { return fifos(io.Config()) })
 	if err != nil {
 		return refusal(ctx, err)
 	}
-	l.io.Running()
+	io.Running()
 	return nil
 }
+
+// fifos names FIFOs; it opens none.
+func fifos(c logs.Config) (cio.IO, error) { return cio.Load(cio.NewFIFOSet(cio.Config(c), nil)) }
 
 // refusal marks the runtime's refusal of the container.
 func refusal(ctx context.Context, err error) error {
@@ -155,7 +174,7 @@ func refusal(ctx context.Context, err error) error {
 
 // refused tells the runtime's answer from a call that did not get one.
 func refused(ctx context.Context, err error) bool {
-	return err != nil && ctx.Err() == nil && !errdefs.IsUnavailable(err) && !errdefs.IsDeadlineExceeded(err) &&
+	return err != nil && ctx.Err() == nil && !isCut(err) && !errdefs.IsUnavailable(err) && !errdefs.IsDeadlineExceeded(err) &&
 		!errdefs.IsCanceled(err) && !errdefs.IsAlreadyExists(err)
 }
 

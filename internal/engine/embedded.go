@@ -28,13 +28,16 @@ import (
 	"google.golang.org/grpc"
 )
 
-// Options configure an embedded engine. All but ShimDirs are required.
+// Options configure an embedded engine. All but ShimDirs and Shims are required.
 type Options struct {
 	// Root is containerd's persistent directory, State its volatile one,
 	// Socket the path of its gRPC socket; absolute.
 	Root, State, Socket string
 	// ShimDirs are where shim binaries are looked up before PATH.
 	ShimDirs []string
+	// Shims are the paths of shim binaries that are named otherwise than
+	// containerd-shim-*. What a kill leaves of them is found by these.
+	Shims []string
 	// Log receives containerd's log lines too: its warnings and errors as
 	// they are, its info as debug.
 	Log *slog.Logger

@@ -28,6 +28,13 @@ import (
 var kit *engine.Engine
 
 func TestMain(m *testing.M) {
+	if which := os.Getenv(benchRegistryEnv); which != "" {
+		if err := serveBench(which); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		os.Exit(0)
+	}
 	testkit.Main(m, func() (func() error, error) {
 		dir, err := os.MkdirTemp("", "berth-image-")
 		if err != nil {
@@ -96,7 +103,7 @@ type noJournal struct{}
 func (noJournal) Begin(op, object, step string) error { return nil }
 func (noJournal) End(op, object string) error         { return nil }
 
-func newStore(t *testing.T, change func(*Options), failpoints string) *Store {
+func newStore(t testing.TB, change func(*Options), failpoints string) *Store {
 	t.Helper()
 	f, err := steps.ParseFailpoints(failpoints)
 	if err != nil {
@@ -105,8 +112,8 @@ func newStore(t *testing.T, change func(*Options), failpoints string) *Store {
 	log := slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelDebug}))
 	o := Options{
 		Client: kit.Client(), Log: log,
-		Steps:  steps.New(steps.Options{Journal: noJournal{}, Log: log, Failpoints: f}),
-		FSPath: "/fs", ProgressTimeout: 10 * time.Second,
+		Steps:     steps.New(steps.Options{Journal: noJournal{}, Log: log, Failpoints: f}),
+		InProcess: true, FSPath: "/fs", ProgressTimeout: 10 * time.Second,
 	}
 	if change != nil {
 		change(&o)

@@ -4,11 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	containerd "github.com/containerd/containerd/v2/client"
 	"github.com/containerd/containerd/v2/core/images"
 	"github.com/containerd/containerd/v2/core/leases"
+	"github.com/containerd/containerd/v2/core/remotes"
 	"github.com/containerd/errdefs"
 	"github.com/distribution/reference"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -231,17 +233,7 @@ func (s *Store) fetch(ctx context.Context, t *tracker, named reference.Named, cr
 	}()
 	net := &session{named: named, creds: creds, tracker: t, dog: dog}
 	defer net.close()
-	img, err := s.client.Pull(ctx, named.String(),
-		containerd.WithResolver(net.resolver(ctx, s.opts.RegistryDirs)),
-		containerd.WithPlatformMatcher(s.platform),
-		containerd.WithPullSnapshotter(s.opts.Snapshotter),
-		containerd.WithPullUnpack,
-		containerd.WithPullLabels(s.labels(named.String())),
-		containerd.WithDownloadLimiter(s.limiter),
-		containerd.WithImageHandler(images.HandlerFunc(limitSizes)),
-		containerd.WithImageHandlerWrapper(t.wrap),
-		containerd.WithUnpackOpts([]containerd.UnpackOpt{containerd.WithUnpackDuplicationSuppressor(&s.chains)}),
-	)
+	img, err := s.download(ctx, t, named, net.resolver(ctx, s.opts.RegistryDirs))
 	if err != nil {
 		if stalled := new(ErrNoProgress); errors.As(context.Cause(ctx), &stalled) {
 			err = stalled
@@ -250,6 +242,39 @@ func (s *Store) fetch(ctx context.Context, t *tracker, named reference.Named, cr
 	}
 	t.fetched()
 	return img, nil
+}
+
+// download unpacks the layers itself where it can, and leaves it to containerd
+// where it cannot.
+func (s *Store) download(ctx context.Context, t *tracker, named reference.Named, resolver remotes.Resolver) (containerd.Image, error) {
+	options := []containerd.RemoteOpt{
+		containerd.WithResolver(resolver),
+		containerd.WithPlatformMatcher(s.platform),
+		containerd.WithPullSnapshotter(s.opts.Snapshotter),
+		containerd.WithPullLabels(s.labels(named.String())),
+		containerd.WithDownloadLimiter(s.limiter),
+		containerd.WithImageHandler(images.HandlerFunc(limitSizes)),
+	}
+	stream, err := s.canStream(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if stream {
+		st, err := s.newStreamer(t, resolver, named.String())
+		if err != nil {
+			return nil, err
+		}
+		wrap := func(h images.Handler) images.Handler { return st.wrap(t.wrap(h)) }
+		img, err := s.client.Pull(ctx, named.String(), append(slices.Clip(options), containerd.WithImageHandlerWrapper(wrap))...)
+		if !errors.Is(err, errNotStreamed) {
+			return img, err
+		}
+	}
+	return s.client.Pull(ctx, named.String(), append(options,
+		containerd.WithPullUnpack,
+		containerd.WithImageHandlerWrapper(t.wrap),
+		containerd.WithUnpackOpts([]containerd.UnpackOpt{containerd.WithUnpackDuplicationSuppressor(&s.chains)}),
+	)...)
 }
 
 // limitSizes refuses manifests and configurations too large to be read into

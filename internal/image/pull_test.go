@@ -275,13 +275,15 @@ func TestBrokenHostsFileIsNamed(t *testing.T) {
 	}
 }
 
+type pullFault struct {
+	name  string
+	fault testkit.Fault // Match "layer" is replaced by the layer's digest
+	want  error         // nil: the pull succeeds in spite of it
+	text  string
+}
+
 func TestPullFaults(t *testing.T) {
-	for _, tc := range []struct {
-		name  string
-		fault testkit.Fault // Match "layer" is replaced by the layer's digest
-		want  error         // nil: the pull succeeds in spite of it
-		text  string
-	}{
+	for _, tc := range []pullFault{
 		{name: "blob cut once", fault: testkit.Fault{Match: "layer", CutAfter: 30_000, Times: 1}},
 		{name: "blob cut, and the registry is gone", fault: testkit.Fault{Match: "layer", CutAfter: 30_000, Times: 1, Then: 503}, text: "unexpected EOF"},
 		{name: "blob hangs", fault: testkit.Fault{Match: "layer", HangAfter: 30_000}, want: context.DeadlineExceeded, text: "no progress"},
@@ -299,35 +301,43 @@ func TestPullFaults(t *testing.T) {
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			t.Parallel()
-			r := testkit.OwnRegistry(t)
-			s := newStore(t, func(o *Options) { o.ProgressTimeout = 400 * time.Millisecond }, "")
-			img := newImage(t, testkit.ImageOptions{Blobs: []int64{100_000}})
-			push(t, r, "app:1", img)
-			if tc.fault.Match == "layer" {
-				tc.fault.Match = layerOf(t, img)
-			}
-			r.Fail(tc.fault)
-			ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
-			defer cancel()
-			_, err := s.Pull(ctx, pullRequest(r.Ref("app:1")))
-			succeeds := tc.want == nil && tc.text == ""
-			if succeeds != (err == nil) || tc.want != nil && !errors.Is(err, tc.want) || err != nil && !strings.Contains(err.Error(), tc.text) {
-				t.Fatalf("err = %v, want %v with %q", err, tc.want, tc.text)
-			}
-			if ctx.Err() != nil {
-				t.Fatal("it hung")
-			}
-			if err != nil {
-				if !strings.Contains(err.Error(), r.Ref("app:1")) {
-					t.Errorf("the error does not name the image: %v", err)
-				}
-				wantGone(t, layerOf(t, img))
-				wantGone(t, pullLease(r.Ref("app:1")))
-			}
-			r.Heal()
-			mustPull(t, s, r.Ref("app:1"))
+			testPullFault(t, tc, true)
+		})
+		t.Run(tc.name+", unpacked by containerd", func(t *testing.T) {
+			t.Parallel()
+			testPullFault(t, tc, false)
 		})
 	}
+}
+
+func testPullFault(t *testing.T, tc pullFault, inProcess bool) {
+	r := testkit.OwnRegistry(t)
+	s := newStore(t, func(o *Options) { o.ProgressTimeout = 400 * time.Millisecond; o.InProcess = inProcess }, "")
+	img := newImage(t, testkit.ImageOptions{Blobs: []int64{100_000}})
+	push(t, r, "app:1", img)
+	if tc.fault.Match == "layer" {
+		tc.fault.Match = layerOf(t, img)
+	}
+	r.Fail(tc.fault)
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	_, err := s.Pull(ctx, pullRequest(r.Ref("app:1")))
+	succeeds := tc.want == nil && tc.text == ""
+	if succeeds != (err == nil) || tc.want != nil && !errors.Is(err, tc.want) || err != nil && !strings.Contains(err.Error(), tc.text) {
+		t.Fatalf("err = %v, want %v with %q", err, tc.want, tc.text)
+	}
+	if ctx.Err() != nil {
+		t.Fatal("it hung")
+	}
+	if err != nil {
+		if !strings.Contains(err.Error(), r.Ref("app:1")) {
+			t.Errorf("the error does not name the image: %v", err)
+		}
+		wantGone(t, layerOf(t, img))
+		wantGone(t, pullLease(r.Ref("app:1")))
+	}
+	r.Heal()
+	mustPull(t, s, r.Ref("app:1"))
 }
 
 func TestParallelPullsShareOneDownload(t *testing.T) {

@@ -72,6 +72,9 @@ type Options struct {
 	Namespace string
 	// Snapshotter unpacks images; default "overlayfs".
 	Snapshotter string
+	// InProcess tells that Client's containerd is in this process: layers are
+	// then written into the snapshotter's directories while they are downloaded.
+	InProcess bool
 	// FSPath is the directory reported as the image filesystem.
 	FSPath string
 	// RegistryDirs are searched in order for <host>/hosts.toml.

@@ -80,6 +80,9 @@ type Container struct {
 	UID, GID   uint32
 	Groups     []uint32
 	PID        int
+	// Supervisor is the name of the supervisor that has it; empty where a
+	// shim of its own does.
+	Supervisor string `json:",omitempty"`
 
 	CreatedAt, StartedAt, FinishedAt time.Time
 	ExitCode                         int32

@@ -38,7 +38,8 @@ func (s *Service) ours(cgroup string) bool {
 }
 
 // makeCgroup makes the pod's cgroup. One that went after the record was written
-// becomes the pod's own.
+// becomes the pod's own. Who made it limits it: a kubelet its own, berth one that
+// was not there.
 func (s *Service) makeCgroup(ctx context.Context, id string) error {
 	box, err := s.Store.Sandboxes.Get(id)
 	if err != nil {
@@ -49,10 +50,12 @@ func (s *Service) makeCgroup(ctx context.Context, id string) error {
 		return err
 	}
 	defer release()
-	if !box.OwnCgroup && !s.Cgroups.Exists(box.CgroupParent) {
+	own := box.OwnCgroup
+	if !own && !s.Cgroups.Exists(box.CgroupParent) {
 		if err := s.setOwnCgroup(id); err != nil {
 			return err
 		}
+		own = true
 	}
 	if s.ours(s.cgroup(box)) {
 		release, err := s.slots.Acquire(ctx, s.CgroupParent)
@@ -61,7 +64,13 @@ func (s *Service) makeCgroup(ctx context.Context, id string) error {
 		}
 		defer release()
 	}
-	return s.Cgroups.Ensure(box.CgroupParent)
+	if err := s.Cgroups.Ensure(box.CgroupParent); err != nil || !own {
+		return err
+	}
+	r := box.Config.GetLinux().GetResources()
+	return s.Cgroups.Limit(box.CgroupParent, host.Limits{
+		CPUShares: uint64(r.GetCpuShares()), CPUQuota: r.GetCpuQuota(), CPUPeriod: uint64(r.GetCpuPeriod()), Memory: r.GetMemoryLimitInBytes(),
+	})
 }
 
 func (s *Service) setOwnCgroup(id string) error {

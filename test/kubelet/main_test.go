@@ -42,7 +42,7 @@ type target struct {
 
 var (
 	targets = []*target{
-		{name: "generic"},
+		{name: "generic", opts: nodeOptions{cadvisor: true}},
 		// What the runtime tells of itself: events and statistics.
 		{name: "evented", opts: nodeOptions{gates: map[string]bool{"EventedPLEG": true, "PodAndContainerStatsFromCRI": true}}},
 	}
@@ -89,13 +89,23 @@ func setup() (func() error, error) {
 		var errs []error
 		for _, t := range targets {
 			if t.node != nil {
-				errs = append(errs, named(t.name, t.node.check()), named(t.name, t.node.close()))
+				errs = append(errs, named(t.name, t.node.check()))
+			}
+		}
+		for _, t := range targets { // whose bridge is in the others' state
+			if t.node != nil {
+				errs = append(errs, named(t.name, t.node.close()))
 			}
 		}
 		return errors.Join(append(errs, registry.Close())...)
 	}
 	for _, t := range targets {
-		if t.node, err = startNode(t.opts); err != nil {
+		if t.node, err = newNode(t.opts); err != nil {
+			return teardown, named(t.name, err)
+		}
+	}
+	for _, t := range targets { // with the bridges of all
+		if err := t.node.begin(); err != nil {
 			return teardown, named(t.name, err)
 		}
 	}

@@ -30,6 +30,9 @@ import (
 type nodeOptions struct {
 	gates  map[string]bool
 	config map[string]any // keys of the kubelet's configuration
+	// cadvisor puts the daemon's containerd where the kubelet's cAdvisor looks
+	// for one, which no setting moves.
+	cadvisor bool
 }
 
 // A node is a daemon and the kubelet on it. Its methods are safe for concurrent
@@ -49,8 +52,8 @@ type node struct {
 	before    string        // the host before the kubelet
 }
 
-// startNode starts a daemon and a kubelet on it, warmed up.
-func startNode(opts nodeOptions) (n *node, err error) {
+// newNode starts a daemon, warmed up, that a kubelet can be started on.
+func newNode(opts nodeOptions) (n *node, err error) {
 	ctx := context.Background()
 	d, err := testkit.NewDaemon(testkit.DaemonOptions{})
 	if err != nil {
@@ -79,17 +82,31 @@ func startNode(opts nodeOptions) (n *node, err error) {
 	if err := n.client.WarmUp(ctx, busybox); err != nil {
 		return n, err
 	}
-	if n.before, err = d.Host(ctx); err != nil {
-		return n, err
+	if opts.cadvisor {
+		const socket = "/run/containerd/containerd.sock" // in the test's own /run
+		err := errors.Join(os.MkdirAll(filepath.Dir(socket), 0o755), os.Symlink(d.State+"/containerd.sock", socket))
+		if err != nil {
+			return n, err
+		}
 	}
-	return n, n.startKubelet(ctx)
+	return n, n.makeCgroups()
+}
+
+// begin notes the state of the host, which check wants back, and starts the
+// kubelet.
+func (n *node) begin() (err error) {
+	ctx := context.Background()
+	if n.before, err = n.daemon.Host(ctx); err != nil {
+		return err
+	}
+	return n.startKubelet(ctx)
 }
 
 // ownNode is a node for one test.
 func ownNode(t *testing.T, opts nodeOptions) *node {
 	t.Helper()
 	needKubelet(t)
-	n, err := startNode(opts)
+	n, err := newNode(opts)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -101,6 +118,9 @@ func ownNode(t *testing.T, opts nodeOptions) *node {
 			t.Error(err)
 		}
 	})
+	if err := n.begin(); err != nil {
+		t.Fatal(err)
+	}
 	return n
 }
 
@@ -151,28 +171,6 @@ func (n *node) writeConfig() (string, error) {
 	return file, os.WriteFile(file, text, 0o600)
 }
 
-// makeCgroups makes the root of the kubelet's cgroups, which it wants to find in
-// every hierarchy.
-func (n *node) makeCgroups() error {
-	const root = "/sys/fs/cgroup/"
-	if _, err := os.Stat(root + "cgroup.controllers"); err == nil {
-		return os.MkdirAll(root+n.daemon.CgroupParent, 0o755)
-	}
-	hierarchies, err := os.ReadDir(root)
-	if err != nil {
-		return err
-	}
-	for _, h := range hierarchies {
-		if _, err := os.Stat(root + h.Name() + "/cgroup.procs"); err != nil {
-			continue // a link, or no hierarchy
-		}
-		if err := os.MkdirAll(root+h.Name()+"/"+n.daemon.CgroupParent, 0o755); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
 // startKubelet starts the kubelet and waits until it serves and has looked at
 // its pods.
 func (n *node) startKubelet(ctx context.Context) error {
@@ -184,7 +182,7 @@ func (n *node) startKubelet(ctx context.Context) error {
 		n.port = port
 	}
 	config, err := n.writeConfig()
-	if err := errors.Join(err, n.makeCgroups()); err != nil {
+	if err != nil {
 		return err
 	}
 	log, err := os.OpenFile(n.logFile, os.O_WRONLY|os.O_APPEND|os.O_CREATE, 0o600)
@@ -270,8 +268,7 @@ func (n *node) check() error {
 	if n.cmd == nil {
 		return nil
 	}
-	errs := []error{n.empty(ctx), n.stopKubelet(syscall.SIGTERM), n.unmount(), n.complaints()}
-	// Cgroups of kinds of pods stay while a kubelet may come back.
+	errs := []error{n.empty(ctx), n.stopKubelet(syscall.SIGTERM), n.unmount(), n.removeCgroups(), n.complaints()}
 	if n.before != "" {
 		errs = append(errs, n.client.Clear(ctx, imageIDs...), n.daemon.CheckHost(ctx, n.before))
 	}
