@@ -17,7 +17,8 @@ type usage struct {
 	UsageNanoCores, UsageCoreNanoSeconds       uint64
 	UsageBytes, WorkingSetBytes, RSSBytes      uint64
 	UsedBytes, CapacityBytes, AvailableBytes   uint64
-	InodesUsed, RxBytes, TxBytes, ProcessCount uint64
+	InodesUsed, RxBytes, TxBytes               uint64
+	ProcessCount                               uint64 `json:"process_count"`
 	Name                                       string
 }
 
