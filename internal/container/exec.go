@@ -44,7 +44,8 @@ type Streams struct {
 // Exec runs a command in a running container and returns its exit code. The
 // command is killed when ctx ends.
 //
-// Errors: ErrNotFound, ErrFailedPrecondition where the container does not run,
+// Errors: ErrNotFound, ErrFailedPrecondition where the container does not run
+// or ends before the command has begun,
 // ErrInvalidArgument where the command cannot be executed, ctx's own.
 func (s *Service) Exec(ctx context.Context, id string, cmd []string, streams Streams) (code uint32, err error) {
 	c, l, err := s.running(id)
@@ -55,8 +56,12 @@ func (s *Service) Exec(ctx context.Context, id string, cmd []string, streams Str
 		return 0, fmt.Errorf("cmd is empty: name the command to execute: %w", errdefs.ErrInvalidArgument)
 	}
 	ctx = s.Engine.Context(ctx)
+	main, _ := host.ProcessOf(c.PID) // one that is gone is not alive
 	stdin := &endedReader{Reader: streams.Stdin, ended: make(chan struct{})}
 	process, err := s.startExec(ctx, l, cmd, streams, stdin)
+	if err != nil && ctx.Err() == nil && c.PID > 0 && !main.Alive() {
+		err = fmt.Errorf("the container has just ended: %v: %w", err, errdefs.ErrFailedPrecondition)
+	}
 	if err != nil {
 		return 0, fmt.Errorf("exec of %q in container %s: %w", cmd[0], c.ID, err)
 	}

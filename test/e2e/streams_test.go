@@ -229,6 +229,35 @@ func TestExecSyncDoesNotWaitForDaemons(t *testing.T) {
 	})
 }
 
+// A probe that meets the end of its container hears that, not how the runtime
+// fails at it.
+func TestExecMeetsTheEnd(t *testing.T) {
+	each(t, func(t *testing.T, c *testkit.Client) {
+		p := c.Pod(t)
+		for range 5 {
+			ctr := sleeper(t, p)
+			errs := make(chan error, 4)
+			for range cap(errs) {
+				go func() {
+					for {
+						if _, err := ctr.ExecSync(t.Context(), "true"); err != nil {
+							errs <- err
+							return
+						}
+					}
+				}()
+			}
+			ctr.Exec(t, "true")
+			if err := ctr.Stop(t.Context(), 0); err != nil {
+				t.Error(err)
+			}
+			for range cap(errs) {
+				testkit.WantCode(t, <-errs, codes.FailedPrecondition)
+			}
+		}
+	})
+}
+
 func TestExecNeedsARunningContainer(t *testing.T) {
 	each(t, func(t *testing.T, c *testkit.Client) {
 		p := c.Pod(t)
