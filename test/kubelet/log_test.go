@@ -18,7 +18,7 @@ var explained = []struct{ pattern, reason string }{
 	{`failed to check if we have separate container filesystem.*no imagefs label`, "said at each start, before cAdvisor knows the file systems"},
 	{`failed to check if node is newer; using informer node`, "a standalone kubelet's node has no version"},
 	{`code = Canceled desc = context canceled`, "the kubelet gave the call up itself, as it does when a pod is deleted"},
-	{`Error proxying data from client to backend.*(broken pipe|connection reset by peer)`, "a client sends the end of its streams after the command has ended"},
+	{`Error proxying data from (client to backend|backend to client).*(broken pipe|connection reset by peer)`, "a client sends the end of its streams after the command has ended"},
 	{`"Error on socket receive".*use of closed network connection`, "the same, with WebSockets"},
 	{`ExecSync.*(is exited, not running|the container has just ended)`, "a probe meets the end of its container"},
 	{`CheckpointContainer not implemented`, "TestCheckpoint asks for one, which berth does not make"},
@@ -26,6 +26,7 @@ var explained = []struct{ pattern, reason string }{
 	{`PodSandbox from runtime service failed.*podSandboxID=""`, "the kubelet asks with no ID whether the runtime has such statistics"},
 	{`CrashLoopBackOff: .*back-off 2s restarting`, "pods of the tests end on purpose"},
 	{`PostStartHook.*exit(ed with)? 9`, "TestFailedHookRestarts has a hook that fails"},
+	{`/none:1|InvalidImageName|ErrImageNeverPull`, "TestPullPolicies asks for images that are none"},
 	{`container has runAsNonRoot and image will run as root`, "TestRootIsRefused"},
 }
 
@@ -45,6 +46,9 @@ func (n *node) complaints() error {
 	var patterns []*regexp.Regexp
 	for _, e := range explained {
 		patterns = append(patterns, regexp.MustCompile(e.pattern))
+	}
+	for _, pattern := range n.allow {
+		patterns = append(patterns, regexp.MustCompile(pattern))
 	}
 	itself := map[string]bool{} // containers that the kubelet removed
 	for _, m := range removing.FindAllStringSubmatch(string(text), -1) {

@@ -142,6 +142,11 @@ func pushImages() error {
 // changes and that no setting moves: the kernel's tunables, which it then finds
 // as it wants them, its links to logs and its socket for devices.
 func hideMachine() error {
+	// Volumes with mount propagation want a shared root; it stays the slave of
+	// the machine's.
+	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_SHARED, ""); err != nil {
+		return fmt.Errorf("share /: %w", err)
+	}
 	for _, dir := range []string{"/var/log", "/var/lib"} {
 		if err := unix.Mount("hidden", dir, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, ""); err != nil {
 			return fmt.Errorf("hide %s: %w", dir, err)

@@ -18,7 +18,6 @@ const manyPods = 60
 func TestManyPods(t *testing.T) {
 	for name, opts := range map[string]nodeOptions{"generic": {}, "evented": {gates: map[string]bool{"EventedPLEG": true, fromCRI: true}}} {
 		t.Run(name, func(t *testing.T) {
-			t.Parallel()
 			n := ownNode(t, opts)
 			pods := make([]*pod, manyPods)
 			for i := range pods {

@@ -50,6 +50,7 @@ type node struct {
 	cmd       *exec.Cmd
 	done      chan struct{} // closed when the kubelet has ended
 	before    string        // the host before the kubelet
+	allow     []string      // errors in its log, beside those explained
 }
 
 // newNode starts a daemon, warmed up, that a kubelet can be started on.
@@ -102,7 +103,8 @@ func (n *node) begin() (err error) {
 	return n.startKubelet(ctx)
 }
 
-// ownNode is a node for one test.
+// ownNode is a node for one test, which may not run beside others: the state of
+// the host is compared.
 func ownNode(t *testing.T, opts nodeOptions) *node {
 	t.Helper()
 	needKubelet(t)
