@@ -21,19 +21,21 @@ var explained = []struct{ pattern, reason string }{
 	{`Error proxying data from (client to backend|backend to client).*(broken pipe|connection reset by peer)`, "a client sends the end of its streams after the command has ended"},
 	{`"Error on socket receive".*use of closed network connection`, "the same, with WebSockets"},
 	{`ExecSync.*(is exited, not running|the container has just ended)`, "a probe meets the end of its container"},
+	{`Partial failure issuing cadvisor.ContainerInfoV2.*unable to find data in memory cache`, "cAdvisor has not looked at a new cgroup yet"},
 	{`CheckpointContainer not implemented`, "TestCheckpoint asks for one, which berth does not make"},
 	{`ListMetricDescriptors not implemented`, "berth does not implement it yet; TestMetrics leaves it out"},
 	{`PodSandbox from runtime service failed.*podSandboxID=""`, "the kubelet asks with no ID whether the runtime has such statistics"},
 	{`CrashLoopBackOff: .*back-off 2s restarting`, "pods of the tests end on purpose"},
 	{`PostStartHook.*exit(ed with)? 9`, "TestFailedHookRestarts has a hook that fails"},
 	{`/none:1|InvalidImageName|ErrImageNeverPull`, "TestPullPolicies asks for images that are none"},
+	{`runtime does not support user namespaces|image volumes are not supported yet`, "TestRefused asks for what berth does not implement"},
 	{`container has runAsNonRoot and image will run as root`, "TestRootIsRefused"},
 }
 
 // removed finds the container of a call that met its removal; removing, the
 // kubelet's own word that it removes one.
 var (
-	removed  = regexp.MustCompile(`"ContainerStatus from runtime service failed" .*code = NotFound.* containerID="([0-9a-f]{64})"`)
+	removed  = regexp.MustCompile(`code = NotFound desc = container [0-9a-f]{64}: not found".* containerID="([0-9a-f]{64})"`)
 	removing = regexp.MustCompile(`"RemoveContainer" containerID="([0-9a-f]{64})"`)
 )
 

@@ -19,6 +19,7 @@ func TestManyPods(t *testing.T) {
 	for name, opts := range map[string]nodeOptions{"generic": {}, "evented": {gates: map[string]bool{"EventedPLEG": true, fromCRI: true}}} {
 		t.Run(name, func(t *testing.T) {
 			n := ownNode(t, opts)
+			n.allow = append(n.allow, `code = Unavailable`) // the daemon is not there
 			pods := make([]*pod, manyPods)
 			for i := range pods {
 				pods[i] = newPod(t, n, "many")
