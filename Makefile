@@ -24,6 +24,13 @@ VERSION := $(or $(VERSION),$(shell git describe --tags --match 'v[0-9]*' --dirty
 LDFLAGS := -s -w -X berth/internal/version.version=$(VERSION)
 GOBUILD := $(GO) build -trimpath -buildvcs=false
 
+# runc and the supervisor enter namespaces in C, and filter system calls with
+# libseccomp.
+STATIC_CGO := -buildmode=pie
+STATIC_LD := -linkmode external -extldflags -static-pie
+SUPERVISOR_TAGS := seccomp netgo osusergo no_grpc
+SECCOMP := pkg-config --exists libseccomp || { echo "libseccomp-dev and pkg-config are needed: run 'make deps' as root first" >&2; exit 1; }
+
 LIBEXEC := bin/libexec
 CNI := bridge host-local loopback portmap
 CNI_PLUGINS := main/bridge ipam/host-local main/loopback meta/portmap
@@ -64,6 +71,11 @@ test: deps build bin/race/berth ## run every test, as root, with real containers
 test-crash: deps build bin/race/berth ## fail and kill the daemon at every step, check that nothing is lost or left
 	BERTH_CRASH_FULL=1 BERTH_CRASH_KILLS=100 $(GO) test -count=1 -timeout 60m -v ./test/crash/...
 
+# QUICK=1 takes minutes and writes no file. ONLY picks figures; see docs/bench.md.
+.PHONY: bench
+bench: deps build bin/bench/containerd bin/bench/bench ## measure berth beside containerd (QUICK=1, ONLY=REGEXP)
+	bin/bench/bench $(if $(QUICK),-quick,$(if $(ONLY),,-o test/bench/RESULTS.md)) $(if $(ONLY),-only '$(ONLY)')
+
 FUZZTIME ?= 10s
 .PHONY: fuzz
 fuzz: ## run each fuzz target for FUZZTIME
@@ -82,23 +94,27 @@ help: ## list the targets
 	@awk 'BEGIN {FS = ":.*## "} /^##@/ {printf "\n%s\n", substr($$0, 5)} /^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 # Go decides what has changed, so these always ask it.
-.PHONY: bin/berth bin/containerd-shim-berth-v1 bin/race/berth
+.PHONY: bin/berth bin/containerd-shim-berth-v1 bin/race/berth bin/bench/bench
 bin/berth:
 	CGO_ENABLED=0 $(GOBUILD) -ldflags '$(LDFLAGS)' -o $@ ./cmd/berth
 bin/containerd-shim-berth-v1:
-	CGO_ENABLED=0 $(GOBUILD) -ldflags '$(LDFLAGS)' -o $@ ./cmd/containerd-shim-berth-v1
+	@$(SECCOMP)
+	CGO_ENABLED=1 $(GOBUILD) $(STATIC_CGO) -tags '$(SUPERVISOR_TAGS)' -ldflags '$(LDFLAGS) $(STATIC_LD)' -o $@ ./cmd/containerd-shim-berth-v1
 bin/race/berth:
 	$(GOBUILD) -race -ldflags '$(LDFLAGS)' -o $@ ./cmd/berth
 	ln -sfn ../libexec bin/race/libexec
 	ln -sfn ../containerd-shim-berth-v1 bin/race/containerd-shim-berth-v1
 
+bin/bench/bench:
+	CGO_ENABLED=0 $(GOBUILD) -o $@ ./test/bench
+
 .PHONY: runtimes
 runtimes: $(RUNTIMES) ## build what runs containers: runc, its shim, CNI plugins
 
 $(LIBEXEC)/runc: $(TOOL_PINS)
-	@pkg-config --exists libseccomp || { echo "runc needs libseccomp-dev and pkg-config: run 'make deps' as root first" >&2; exit 1; }
-	cd tools && CGO_ENABLED=1 $(GOBUILD) -buildmode=pie -tags 'seccomp urfave_cli_no_docs netgo osusergo' \
-		-ldflags '-s -w -linkmode external -extldflags -static-pie' -o ../$@ github.com/opencontainers/runc
+	@$(SECCOMP)
+	cd tools && CGO_ENABLED=1 $(GOBUILD) $(STATIC_CGO) -tags 'seccomp urfave_cli_no_docs netgo osusergo' \
+		-ldflags '-s -w $(STATIC_LD)' -o ../$@ github.com/opencontainers/runc
 	touch $@
 
 $(LIBEXEC)/containerd-shim-runc-v2: $(TOOL_PINS)
@@ -110,6 +126,13 @@ $(CNI:%=$(LIBEXEC)/cni/%) &: $(TOOL_PINS)
 	cd tools && CGO_ENABLED=0 $(GOBUILD) -ldflags '-s -w' -o ../$(LIBEXEC)/cni/ \
 		$(CNI_PLUGINS:%=github.com/containernetworking/plugins/plugins/%)
 	touch $(CNI:%=$(LIBEXEC)/cni/%)
+
+# The peer that make bench measures: containerd's daemon with its CRI plugin.
+CONTAINERD := github.com/containerd/containerd/v2
+bin/bench/containerd: tools/bench/go.mod tools/bench/go.sum
+	cd tools/bench && CGO_ENABLED=0 $(GOBUILD) -o ../../$@ \
+		-ldflags "-s -w -X $(CONTAINERD)/version.Version=$$($(GO) list -m -f '{{.Version}}' $(CONTAINERD))" $(CONTAINERD)/cmd/containerd
+	touch $@
 
 bin/tools/staticcheck: $(TOOL_PINS)
 	cd tools && CGO_ENABLED=0 $(GOBUILD) -o ../$@ honnef.co/go/tools/cmd/staticcheck

@@ -31,8 +31,10 @@ var layers = [][]string{
 	// The reconciler undoes with the lifecycles' own functions.
 	{"internal/sandbox", "internal/container", "internal/image", "internal/reconcile"},
 	{"internal/steps"},
-	{"internal/spec", "internal/network", "internal/logs", "internal/stats", "internal/events", "internal/nri"},
+	{"internal/spec", "internal/network", "internal/stats", "internal/events", "internal/nri"},
 	{"internal/supervisor"},
+	// The supervisor writes logs itself; for shims of others the daemon does.
+	{"internal/logs"},
 	{"internal/engine"},
 	{"internal/host"},
 	{"internal/record"},

@@ -118,10 +118,15 @@ func TestInstall(t *testing.T) {
 		}
 	}
 	unit := read(t, dest+"/lib/systemd/system/berth.service")
-	for _, want := range []string{"\nExecStart=/usr/bin/berth serve\n", "\nType=notify\n", "\nKillMode=process\n", "\nDelegate=yes\n"} {
+	for _, want := range []string{"\nExecStart=/usr/bin/berth serve\n", "\nType=notify\n", "\nKillMode=process\n", "\nDelegate=yes\n",
+		"\nStartLimitIntervalSec=0\n", "\nRequiresMountsFor=/var/lib/berth\n"} {
 		if !strings.Contains(unit, want) {
 			t.Errorf("the unit lacks %q:\n%s", want, unit)
 		}
+	}
+	// What it sets here, every container inherits.
+	if strings.Contains(unit, "\nLimitNOFILE=") {
+		t.Errorf("the unit sets a limit of open files:\n%s", unit)
 	}
 	conf := dest + "/etc/berth/config.toml"
 	if out, err := exec.Command(dest+"/usr/bin/berth", "config", "check", conf).CombinedOutput(); err != nil {

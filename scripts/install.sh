@@ -17,6 +17,47 @@ reload() { # systemd, unless a package is being built
 	fi
 }
 
+# running prints the processes of libexec, "PID WHAT PROGRAM" each; WHAT is
+# "hold" for the process that a daemon leaves behind, which needs no containers.
+running() {
+	local real dir program args
+	real=$(readlink -m "$libexec")
+	for dir in /proc/[0-9]*; do
+		program=$(readlink "$dir/exe") || continue
+		[[ $program == "$real"/* ]] || continue
+		mapfile -d '' -t args <"$dir/cmdline" || continue
+		[[ ${args[1]:-} == hold ]] && echo "${dir##*/} hold $program" || echo "${dir##*/} uses $program"
+	done 2>/dev/null
+}
+
+# refuse_running names the processes whose programs would go: running containers
+# are told of and stopped through what is in libexec.
+refuse_running() {
+	local uses
+	uses=$(running | sed -n 's/ uses / /p')
+	if [[ -n $uses ]]; then
+		echo "in use:" >&2
+		sed 's/^/  pid /' <<<"$uses" >&2
+		echo "remove the pods first: berth rm -f --all" >&2
+		exit 1
+	fi
+}
+
+# end_holds ends what keeps containers' output while no daemon runs.
+end_holds() {
+	local pid what program
+	while read -r pid what program; do
+		[[ $what != hold ]] || kill "$pid" 2>/dev/null || true
+	done < <(running)
+}
+
+# stop_unit stops the daemon, where systemd runs it.
+stop_unit() {
+	if [[ -e $units/berth.service && -d /run/systemd/system ]]; then
+		systemctl disable --now berth
+	fi
+}
+
 case ${1:-} in
 install)
 	install -D -m 0755 bin/berth "$bin/berth"
@@ -33,6 +74,11 @@ install)
 	echo "next: systemctl enable --now berth && berth doctor"
 	;;
 uninstall)
+	if [[ -z ${DESTDIR:-} ]]; then
+		refuse_running
+		stop_unit
+		end_holds
+	fi
 	rm -f "$bin/berth" "$units/berth.service"
 	rm -rf "$libexec"
 	reload

@@ -31,12 +31,15 @@ shell() {
 	return $status
 }
 
-# What runs containers and what berth is built against is one containerd.
+# What runs containers, what berth is built against and what it is measured
+# beside is one containerd.
 pins() {
-	local module=github.com/containerd/containerd/v2 ours tools
+	local module=github.com/containerd/containerd/v2 ours tools dir
 	ours=$(go list -m -f '{{.Version}}' $module)
-	tools=$(cd tools && go list -m -f '{{.Version}}' $module)
-	[[ $ours == "$tools" ]] || { echo "go.mod has $module $ours, tools/go.mod $tools" >&2; false; }
+	for dir in tools tools/bench; do
+		tools=$(cd $dir && go list -m -f '{{.Version}}' $module)
+		[[ $ours == "$tools" ]] || { echo "go.mod has $module $ours, $dir/go.mod $tools" >&2; return 1; }
+	done
 }
 
 check gofmt formatted

@@ -3,6 +3,8 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
+	"os"
 	"syscall"
 
 	"github.com/spf13/cobra"
@@ -47,6 +49,11 @@ message where it could not be run.`,
 				ctr, err := findContainer(cmd.Context(), cl, args[0], flags.container, true)
 				if err != nil {
 					return err
+				}
+				if f, ok := c.in.(*os.File); ok && flags.stdin && flags.tty && !isTerminal(f) {
+					// The command would wait for an end that a terminal does not pass on.
+					flags.tty = false
+					fmt.Fprintln(cmd.ErrOrStderr(), "stdin is no terminal: the command gets none either")
 				}
 				req := client.StreamRequest{ContainerID: ctr.Id, Command: command, TTY: flags.tty, Transport: flags.transport}
 				if flags.stdin {

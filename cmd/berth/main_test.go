@@ -77,6 +77,15 @@ func aPod(t *testing.T) *fakecri.Server {
 	return s
 }
 
+// At its limit a container has nothing left; it has a limit all the same.
+func TestStatsAtLimit(t *testing.T) {
+	s := aPod(t)
+	s.AtLimit = true
+	if out := succeeds(t, s, "stats", "web/server"); !strings.Contains(out, "3.0MiB   3.0MiB") {
+		t.Error(out)
+	}
+}
+
 func TestTables(t *testing.T) {
 	s := aPod(t)
 	sameText(t, `
@@ -289,19 +298,4 @@ func TestDetachKeys(t *testing.T) {
 			t.Errorf("%q: %q, %v, told %d times", test.typed, got, err, told)
 		}
 	}
-}
-
-func TestPrefixWriter(t *testing.T) {
-	var out bytes.Buffer
-	f := newFollower(t.Context(), nil, &out, io.Discard)
-	w := f.prefixed(&out, "web")
-	for _, s := range []string{"one\ntw", "o\n", "\n", "end"} {
-		if _, err := io.WriteString(w, s); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if err := w.flush(); err != nil {
-		t.Fatal(err)
-	}
-	sameText(t, "[web] one\n[web] two\n[web] \n[web] end\n", out.String())
 }

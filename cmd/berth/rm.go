@@ -13,12 +13,16 @@ import (
 )
 
 func newRmCommand(c *cli) *cobra.Command {
-	var force, all bool
+	var (
+		force, all bool
+		places     rootFlags
+	)
 	cmd := &cobra.Command{
 		Use:   "rm POD|CONTAINER...",
 		Short: "Remove pods or containers",
 		Long: `Remove stopped pods, with their containers, or single containers. Volumes and
-logs of a pod that berth run made are removed with it.`,
+logs of a pod that berth run made are removed with it; give the --run-root and
+--log-root that it was run with.`,
 		Args: func(cmd *cobra.Command, args []string) error {
 			if all == (len(args) > 0) {
 				return errors.New("name what to remove, or use --all for every pod")
@@ -27,6 +31,10 @@ logs of a pod that berth run made are removed with it.`,
 		},
 		ValidArgsFunction: c.completeContainers(0),
 		RunE: func(cmd *cobra.Command, args []string) error {
+			roots, err := places.roots()
+			if err != nil {
+				return err
+			}
 			return c.with(func(cl *client.Client) error {
 				if all {
 					set, err := cl.Set(cmd.Context())
@@ -39,7 +47,7 @@ logs of a pod that berth run made are removed with it.`,
 				}
 				return eachObject(cmd, cl, args, func(ctx context.Context, set *client.Set, o object) error {
 					if o.pod != nil {
-						return removePod(ctx, cl, o.pod, force)
+						return removePod(ctx, cl, roots, o.pod, force)
 					}
 					return removeContainer(ctx, cl, set, o.container, force)
 				})
@@ -48,10 +56,11 @@ logs of a pod that berth run made are removed with it.`,
 	}
 	cmd.Flags().BoolVarP(&force, "force", "f", false, "kill what runs first, without a grace period")
 	cmd.Flags().BoolVar(&all, "all", false, "every pod")
+	places.add(cmd)
 	return cmd
 }
 
-func removePod(ctx context.Context, cl *client.Client, pod *runtime.PodSandbox, force bool) error {
+func removePod(ctx context.Context, cl *client.Client, roots podrun.Roots, pod *runtime.PodSandbox, force bool) error {
 	if pod.State == runtime.PodSandboxState_SANDBOX_READY {
 		if !force {
 			return fmt.Errorf("pod %s has not been stopped: `berth stop` it first, or use --force", client.PodName(pod.Metadata))
@@ -60,7 +69,7 @@ func removePod(ctx context.Context, cl *client.Client, pod *runtime.PodSandbox, 
 			return err
 		}
 	}
-	return podrun.Remove(ctx, cl, pod)
+	return podrun.Remove(ctx, cl, roots, pod)
 }
 
 func removeContainer(ctx context.Context, cl *client.Client, set *client.Set, ctr *runtime.Container, force bool) error {

@@ -58,6 +58,7 @@ by namespace/pod/container, pod/container, its name or its ID.`,
 	add := func(group string, commands ...*cobra.Command) {
 		for _, cmd := range commands {
 			cmd.GroupID = group
+			explainArgs(cmd)
 			root.AddCommand(cmd)
 		}
 	}
@@ -66,6 +67,21 @@ by namespace/pod/container, pod/container, its name or its ID.`,
 	add(groupImages, newImagesCommand(c), newPullCommand(c), newLoadCommand(c), newRmiCommand(c))
 	add(groupDaemon, newServeCommand(), newConfigCommand(), newDoctorCommand(c), newVersionCommand(c))
 	return root
+}
+
+// explainArgs has a command's complaint about its arguments say what it wants.
+func explainArgs(cmd *cobra.Command) {
+	check := cmd.Args
+	if check == nil {
+		return
+	}
+	cmd.Args = func(cmd *cobra.Command, args []string) error {
+		err := check(cmd, args)
+		if err == nil {
+			return nil
+		}
+		return fmt.Errorf("%w (usage: %s)", err, cmd.UseLine())
+	}
 }
 
 // connect makes the client of the chosen socket.

@@ -22,7 +22,7 @@ import (
 
 type runFlags struct {
 	follow, keep, replace bool
-	runRoot, logRoot      string
+	roots                 rootFlags
 }
 
 func newRunCommand(c *cli) *cobra.Command {
@@ -59,9 +59,31 @@ at once, without a grace period), and so does the end of its containers, unless
 	cmd.Flags().BoolVarP(&flags.follow, "follow", "f", false, "show the logs, keep restartPolicy, and remove the pod in the end")
 	cmd.Flags().BoolVar(&flags.keep, "keep", false, "with --follow: leave the pod when its containers have ended")
 	cmd.Flags().BoolVar(&flags.replace, "replace", false, "stop and remove a pod of the same name first")
-	cmd.Flags().StringVar(&flags.runRoot, "run-root", cmp.Or(os.Getenv("BERTH_RUN_ROOT"), podrun.DefaultRunRoot), "where emptyDir volumes are ($BERTH_RUN_ROOT)")
-	cmd.Flags().StringVar(&flags.logRoot, "log-root", cmp.Or(os.Getenv("BERTH_LOG_ROOT"), podrun.DefaultLogRoot), "where logs are ($BERTH_LOG_ROOT)")
+	flags.roots.add(cmd)
 	return cmd
+}
+
+// rootFlags say where pods of berth run have their directories.
+type rootFlags struct{ run, log string }
+
+func (f *rootFlags) add(cmd *cobra.Command) {
+	cmd.Flags().StringVar(&f.run, "run-root", cmp.Or(os.Getenv("BERTH_RUN_ROOT"), podrun.DefaultRunRoot), "where emptyDir volumes are ($BERTH_RUN_ROOT)")
+	cmd.Flags().StringVar(&f.log, "log-root", cmp.Or(os.Getenv("BERTH_LOG_ROOT"), podrun.DefaultLogRoot), "where logs are ($BERTH_LOG_ROOT)")
+}
+
+func (f *rootFlags) roots() (roots podrun.Roots, err error) {
+	for _, root := range []struct {
+		flag, value string
+		into        *string
+	}{{"--run-root", f.run, &roots.Run}, {"--log-root", f.log, &roots.Log}} {
+		if root.value == "" {
+			return roots, fmt.Errorf("%s: it is empty: want a directory", root.flag)
+		}
+		if *root.into, err = filepath.Abs(root.value); err != nil {
+			return roots, fmt.Errorf("%s %q: %w", root.flag, root.value, err)
+		}
+	}
+	return roots, nil
 }
 
 func readManifest(in io.Reader, file string) (_ *corev1.Pod, err error) {
@@ -82,12 +104,16 @@ func readManifest(in io.Reader, file string) (_ *corev1.Pod, err error) {
 
 func runPod(cmd *cobra.Command, cl *client.Client, pod *corev1.Pod, flags runFlags) error {
 	ctx := cmd.Context()
-	opts, err := machineFacts(flags)
+	roots, err := flags.roots.roots()
+	if err != nil {
+		return err
+	}
+	opts, err := machineFacts(roots)
 	if err != nil {
 		return err
 	}
 	plan := manifest.NewPlan(pod, opts)
-	if err := makeWay(ctx, cl, plan.Sandbox.Metadata, flags.replace); err != nil {
+	if err := makeWay(ctx, cl, roots, plan.Sandbox.Metadata, flags.replace); err != nil {
 		return err
 	}
 	say := func(format string, args ...any) { fmt.Fprintf(cmd.ErrOrStderr(), format+"\n", args...) }
@@ -100,7 +126,7 @@ func runPod(cmd *cobra.Command, cl *client.Client, pod *corev1.Pod, flags runFla
 		},
 	}
 	if flags.follow {
-		return followPod(cmd, run, flags.keep)
+		return followPod(cmd, run, roots, flags.keep)
 	}
 	r := podrun.New(run)
 	if err := r.Start(ctx); err != nil {
@@ -112,25 +138,17 @@ func runPod(cmd *cobra.Command, cl *client.Client, pod *corev1.Pod, flags runFla
 }
 
 // machineFacts are the options of a new pod's plan.
-func machineFacts(flags runFlags) (manifest.Options, error) {
-	runRoot, err := filepath.Abs(flags.runRoot)
-	if err != nil {
-		return manifest.Options{}, fmt.Errorf("--run-root %q: %w", flags.runRoot, err)
-	}
-	logRoot, err := filepath.Abs(flags.logRoot)
-	if err != nil {
-		return manifest.Options{}, fmt.Errorf("--log-root %q: %w", flags.logRoot, err)
-	}
+func machineFacts(roots podrun.Roots) (manifest.Options, error) {
 	opts, err := podrun.Machine()
 	if err != nil {
 		return manifest.Options{}, err
 	}
-	opts.UID, opts.RunRoot, opts.LogRoot = uuid.NewString(), runRoot, logRoot
+	opts.UID, opts.RunRoot, opts.LogRoot = uuid.NewString(), roots.Run, roots.Log
 	return opts, nil
 }
 
 // makeWay sees that no pod has the name, with replace by removing it.
-func makeWay(ctx context.Context, cl *client.Client, meta *runtime.PodSandboxMetadata, replace bool) error {
+func makeWay(ctx context.Context, cl *client.Client, roots podrun.Roots, meta *runtime.PodSandboxMetadata, replace bool) error {
 	resp, err := cl.Runtime.ListPodSandbox(ctx, &runtime.ListPodSandboxRequest{})
 	if err != nil {
 		return err
@@ -142,7 +160,7 @@ func makeWay(ctx context.Context, cl *client.Client, meta *runtime.PodSandboxMet
 		if !replace {
 			return fmt.Errorf("pod %s is there already (%s, %s): remove it with `berth rm -f %[1]s`, or use --replace", client.PodName(meta), podState(p.State), shortID(p.Id))
 		}
-		if err := errors.Join(podrun.Stop(ctx, cl, p, nil), podrun.Remove(ctx, cl, p)); err != nil {
+		if err := errors.Join(podrun.Stop(ctx, cl, p, nil), podrun.Remove(ctx, cl, roots, p)); err != nil {
 			return fmt.Errorf("replace pod %s: %w", client.PodName(meta), err)
 		}
 	}

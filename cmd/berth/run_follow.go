@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -21,7 +20,7 @@ import (
 )
 
 // followPod runs a pod in the foreground.
-func followPod(cmd *cobra.Command, opts podrun.Options, keep bool) error {
+func followPod(cmd *cobra.Command, opts podrun.Options, roots podrun.Roots, keep bool) error {
 	ctx := cmd.Context()
 	logs := newFollower(ctx, opts.Client, cmd.OutOrStdout(), cmd.ErrOrStderr())
 	opts.Started = logs.follow
@@ -39,7 +38,7 @@ func followPod(cmd *cobra.Command, opts podrun.Options, keep bool) error {
 	if ctx.Err() != nil {
 		opts.Say("stopping pod %s, at most %s; Ctrl-C again kills it at once", client.PodName(meta), opts.Plan.Grace)
 	}
-	err = errors.Join(err, endPod(ctx, opts.Client, pod, logs))
+	err = errors.Join(err, endPod(ctx, opts.Client, roots, pod, logs))
 	if err == nil {
 		err = codeError(code)
 	}
@@ -55,7 +54,7 @@ func codeError(code int32) error {
 
 // endPod stops and removes the pod. A signal that comes meanwhile ends the grace
 // period.
-func endPod(ctx context.Context, cl *client.Client, pod *runtime.PodSandbox, logs *follower) error {
+func endPod(ctx context.Context, cl *client.Client, roots podrun.Roots, pod *runtime.PodSandbox, logs *follower) error {
 	impatient, done := signal.NotifyContext(context.WithoutCancel(ctx), os.Interrupt, syscall.SIGTERM)
 	defer done()
 	err := podrun.Stop(impatient, cl, pod, nil)
@@ -66,7 +65,7 @@ func endPod(ctx context.Context, cl *client.Client, pod *runtime.PodSandbox, log
 	if err != nil {
 		return errors.Join(err, logs.end())
 	}
-	return errors.Join(logs.end(), podrun.Remove(ctx, cl, pod))
+	return errors.Join(logs.end(), podrun.Remove(ctx, cl, roots, pod))
 }
 
 // A follower shows the logs of several containers at once, each line with the
@@ -113,45 +112,5 @@ func (f *follower) end() error {
 }
 
 func (f *follower) prefixed(w io.Writer, name string) *prefixWriter {
-	return &prefixWriter{mu: &f.mu, w: w, prefix: []byte("[" + name + "] ")}
-}
-
-// A prefixWriter writes whole lines, each with a prefix.
-type prefixWriter struct {
-	mu     *sync.Mutex // guards w, which others write to
-	w      io.Writer
-	prefix []byte
-	rest   []byte // of a line whose end has not come
-}
-
-// Write implements io.Writer.
-func (p *prefixWriter) Write(b []byte) (int, error) {
-	p.rest = append(p.rest, b...)
-	for {
-		line, rest, found := bytes.Cut(p.rest, []byte("\n"))
-		if !found {
-			return len(b), nil
-		}
-		if err := p.line(line); err != nil {
-			return 0, err
-		}
-		p.rest = rest
-	}
-}
-
-// flush writes a last line that has no end.
-func (p *prefixWriter) flush() error {
-	if len(p.rest) == 0 {
-		return nil
-	}
-	line := p.rest
-	p.rest = nil
-	return p.line(line)
-}
-
-func (p *prefixWriter) line(line []byte) error {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	_, err := p.w.Write(append(append(bytes.Clone(p.prefix), line...), '\n'))
-	return err
+	return &prefixWriter{mu: &f.mu, w: w, name: name}
 }

@@ -91,7 +91,9 @@ func TestRunLeavesRunning(t *testing.T) {
 	// Sidecars end after the others, and nothing stays.
 	before := len(s.Calls())
 	succeeds(t, s, "stop", "job")
-	succeeds(t, s, "rm", "job")
+	// Directories that cannot be removed keep the pod, which tells of them.
+	fails(t, s, "its logs are in "+filepath.Join(dir, "logs"), "rm", "job", "--run-root", filepath.Join(dir, "new/pods"), "--log-root", filepath.Join(dir, "other"))
+	succeeds(t, s, append([]string{"rm", "job"}, flags...)...)
 	calls := s.Calls()[before:]
 	if calls[2] != "StopContainer side 7s" || calls[3] != "StopPodSandbox job" || calls[len(calls)-1] != "RemovePodSandbox job" {
 		t.Errorf("calls %v", calls)
@@ -196,7 +198,7 @@ func TestRunReplaces(t *testing.T) {
 	if out := succeeds(t, s, "pods", "-q"); out+" default/job\n" != strings.Replace(second.out, " default", "\n default", 1) {
 		t.Errorf("pods %q after %q", out, second.out)
 	}
-	succeeds(t, s, "rm", "-f", "job")
+	succeeds(t, s, append([]string{"rm", "-f", "job"}, flags...)...)
 	if files := left(t, dir); files != nil {
 		t.Errorf("left behind: %v", files)
 	}

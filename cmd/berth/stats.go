@@ -104,7 +104,7 @@ func (s *sampler) sample(ctx context.Context) (*runtime.ListContainerStatsRespon
 		now[id] = st.Cpu
 		used, left := st.GetMemory().GetWorkingSetBytes(), st.GetMemory().GetAvailableBytes()
 		limit := "-"
-		if left.GetValue() > 0 {
+		if left != nil { // 0 at the limit
 			limit = binarySize(used.GetValue() + left.GetValue())
 		}
 		t.row(shortID(id), cmp.Or(names[id], st.GetAttributes().GetMetadata().GetName()), cpuPercent(s.before[id], st.Cpu),

@@ -7,15 +7,15 @@ import (
 	"io"
 	"net"
 	"net/http"
-	"net/url"
 	"strconv"
 	"strings"
 	"sync"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/util/httpstream"
-	"k8s.io/client-go/rest"
-	"k8s.io/client-go/transport/spdy"
+	"k8s.io/apimachinery/pkg/util/httpstream/spdy"
+	clientspdy "k8s.io/client-go/transport/spdy"
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
@@ -26,22 +26,28 @@ const portForwardProtocol = "portforward.k8s.io"
 // pod refuses fails alone, and a broken line to the server is made anew for the
 // next one: client-go's own forwarder ends with the first of either.
 //
-// It is safe for concurrent use.
+// It is safe for concurrent use. Nothing waits for a server under its mutex, and
+// Close ends what waits.
 type Forwarder struct {
 	client *Client
 	pod    string
 
-	mu     sync.Mutex // guards the rest
-	line   httpstream.Connection
-	next   int // ID of the next request on the line
-	closed bool
+	life    context.Context // ends with Close
+	end     context.CancelFunc
+	dialing chan struct{} // holds one element while a line is made
+
+	mu   sync.Mutex // guards the rest
+	line httpstream.Connection
+	next int // ID of the next request on the line
 }
 
 // Forward returns a Forwarder to the pod, after one line to the server has been
 // made.
 func (c *Client) Forward(ctx context.Context, podID string) (*Forwarder, error) {
-	f := &Forwarder{client: c, pod: podID}
+	f := &Forwarder{client: c, pod: podID, dialing: make(chan struct{}, 1)}
+	f.life, f.end = context.WithCancel(context.WithoutCancel(ctx))
 	if _, _, err := f.connect(ctx); err != nil {
+		f.end()
 		return nil, err
 	}
 	return f, nil
@@ -49,9 +55,9 @@ func (c *Client) Forward(ctx context.Context, podID string) (*Forwarder, error) 
 
 // Close ends the line and with it all connections.
 func (f *Forwarder) Close() error {
+	f.end()
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.closed = true
 	if f.line == nil {
 		return nil
 	}
@@ -60,50 +66,113 @@ func (f *Forwarder) Close() error {
 
 // connect is the line to the server and an ID for a request on it.
 func (f *Forwarder) connect(ctx context.Context) (httpstream.Connection, string, error) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	if f.closed {
+	if line, id := f.request(); line != nil {
+		return line, id, nil
+	}
+	select {
+	case f.dialing <- struct{}{}:
+		defer func() { <-f.dialing }()
+	case <-ctx.Done():
+		return nil, "", ctx.Err()
+	case <-f.life.Done():
 		return nil, "", net.ErrClosed
 	}
-	if f.line != nil {
-		select {
-		case <-f.line.CloseChan():
-			f.line = nil
-		default:
-		}
+	if line, id := f.request(); line != nil { // made meanwhile
+		return line, id, nil
 	}
-	if f.line == nil {
-		line, err := f.dial(ctx)
-		if err != nil {
-			return nil, "", err
-		}
-		f.line = line
+	line, err := f.dial(ctx)
+	if err != nil {
+		return nil, "", err
 	}
-	f.next++
-	return f.line, strconv.Itoa(f.next), nil
+	f.mu.Lock()
+	f.line = line
+	f.mu.Unlock()
+	if f.life.Err() != nil { // Close may have come before the line
+		return nil, "", errors.Join(net.ErrClosed, line.Close())
+	}
+	line, id := f.request()
+	if line == nil {
+		return nil, "", errors.New("the server closed the line at once")
+	}
+	return line, id, nil
 }
 
+// request is a new request's ID on the line, which is nil where it is broken or
+// has not been made.
+func (f *Forwarder) request() (httpstream.Connection, string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.line == nil || f.life.Err() != nil {
+		return nil, ""
+	}
+	select {
+	case <-f.line.CloseChan():
+		f.line = nil
+		return nil, ""
+	default:
+	}
+	f.next++
+	return f.line, strconv.Itoa(f.next)
+}
+
+// lineTimeout bounds the making of a line; pingPeriod is between looks at
+// whether it still stands.
+const (
+	lineTimeout = 30 * time.Second
+	pingPeriod  = 5 * time.Second
+)
+
+// dial makes a line, until ctx ends or the Forwarder is closed.
 func (f *Forwarder) dial(ctx context.Context) (httpstream.Connection, error) {
+	ctx, cancel := context.WithTimeout(ctx, lineTimeout)
+	defer cancel()
+	defer context.AfterFunc(f.life, cancel)()
 	resp, err := f.client.Runtime.PortForward(ctx, &runtime.PortForwardRequest{PodSandboxId: f.pod})
 	if err != nil {
 		return nil, err
 	}
-	address, err := url.Parse(resp.Url)
+	line, protocol, err := upgrade(ctx, resp.Url)
 	if err != nil {
-		return nil, fmt.Errorf("streaming address: %w", err)
-	}
-	transport, upgrader, err := spdy.RoundTripperFor(&rest.Config{})
-	if err != nil {
-		return nil, err
-	}
-	line, protocol, err := spdy.NewDialer(upgrader, &http.Client{Transport: transport}, "POST", address).Dial(portForwardProtocol)
-	if err != nil {
+		if f.life.Err() != nil {
+			return nil, net.ErrClosed
+		}
 		return nil, err
 	}
 	if protocol != portForwardProtocol {
 		return nil, errors.Join(fmt.Errorf("the server speaks %q, not %q", protocol, portForwardProtocol), line.Close())
 	}
 	return line, nil
+}
+
+// upgrade connects to a streaming address. The end of ctx breaks a connection
+// that is not upgraded yet: a server may accept it and say nothing.
+func upgrade(ctx context.Context, address string) (httpstream.Connection, string, error) {
+	kept := func() bool { return true }
+	transport, err := spdy.NewRoundTripperWithConfig(spdy.RoundTripperConfig{
+		PingPeriod: pingPeriod,
+		UpgradeTransport: &http.Transport{DialContext: func(dialCtx context.Context, network, addr string) (net.Conn, error) {
+			conn, err := (&net.Dialer{}).DialContext(dialCtx, network, addr)
+			if err == nil {
+				kept = context.AfterFunc(ctx, func() { conn.Close() }) // whoever reads from it has the error
+			}
+			return conn, err
+		}},
+	})
+	if err != nil {
+		return nil, "", err
+	}
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, address, nil)
+	if err != nil {
+		return nil, "", fmt.Errorf("streaming address: %w", err)
+	}
+	line, protocol, err := clientspdy.Negotiate(transport, &http.Client{Transport: transport}, req, portForwardProtocol)
+	if broken := !kept(); broken || err != nil && ctx.Err() != nil {
+		if err == nil {
+			err = line.Close()
+		}
+		return nil, "", errors.Join(fmt.Errorf("the server at %s does not answer: %w", req.URL.Host, context.Cause(ctx)), err)
+	}
+	return line, protocol, err
 }
 
 // Serve accepts connections until the listener is closed, and carries each to

@@ -31,7 +31,7 @@ func refErrorf(kind error, format string, args ...any) error {
 
 // FindPod is the pod that ref means: an ID, namespace/name, a name, or a unique
 // prefix of an ID. Of several attempts at one pod it is the newest, one that is
-// ready before others. It is ErrNotFound or, with the candidates named,
+// ready before others; two pods of one name that are both ready are two. It is ErrNotFound or, with the candidates named,
 // ErrFailedPrecondition where several fit.
 func FindPod(pods []*runtime.PodSandbox, ref string) (*runtime.PodSandbox, error) {
 	pod, err := exactPod(pods, ref)
@@ -68,7 +68,8 @@ func onePod(ref string, found []*runtime.PodSandbox) (*runtime.PodSandbox, error
 	})
 }
 
-// newestPods keeps one sandbox a pod.
+// newestPods keeps one sandbox a pod. Several pods of one name, told apart by
+// their UIDs, are several where more than one is ready.
 func newestPods(pods []*runtime.PodSandbox) []*runtime.PodSandbox {
 	slices.SortStableFunc(pods, func(a, b *runtime.PodSandbox) int {
 		return cmp.Or(cmp.Compare(a.State, b.State), cmp.Compare(b.CreatedAt, a.CreatedAt))
@@ -79,8 +80,12 @@ func newestPods(pods []*runtime.PodSandbox) []*runtime.PodSandbox {
 		if p.GetMetadata().GetName() == "" {
 			name = p.Id
 		}
-		first := !seen[name]
-		seen[name] = true
+		key := name
+		if p.State == runtime.PodSandboxState_SANDBOX_READY {
+			key += "\x00" + p.GetMetadata().GetUid()
+		}
+		first := !seen[key]
+		seen[key], seen[name] = true, true
 		return first
 	})
 }
@@ -213,7 +218,8 @@ func (s *Set) names(containers []*runtime.Container) string {
 	return strings.Join(names, ", ")
 }
 
-// newest keeps one attempt a container.
+// newest keeps one attempt a container. Those that run in several pods of one
+// name are several.
 func (s *Set) newest(containers []*runtime.Container) []*runtime.Container {
 	slices.SortStableFunc(containers, func(a, b *runtime.Container) int {
 		if isRunning(a) != isRunning(b) {
@@ -230,8 +236,12 @@ func (s *Set) newest(containers []*runtime.Container) []*runtime.Container {
 		if s.Pod(c) == nil {
 			name = c.Id
 		}
-		first := !seen[name]
-		seen[name] = true
+		key := name
+		if isRunning(c) {
+			key += "\x00" + c.PodSandboxId
+		}
+		first := !seen[key]
+		seen[key], seen[name] = true, true
 		return first
 	})
 }

@@ -144,3 +144,20 @@ func TestFindImage(t *testing.T) {
 		check(t, "image", test.ref, got.GetId(), test.want, err, test.fails)
 	}
 }
+
+// Two pods of one name, of two UIDs, are two: none is picked for the user.
+func TestFindTwins(t *testing.T) {
+	set := testSet()
+	set.Pods[0].State = runtime.PodSandboxState_SANDBOX_READY
+	set.Pods[0].Metadata.Uid, set.Pods[1].Metadata.Uid = "one", "two"
+	set.Containers[0].State = runtime.ContainerState_CONTAINER_RUNNING
+	if p, err := FindPod(set.Pods, "web"); err == nil || !strings.Contains(err.Error(), `"web" fits 2 pods: aaa1 (default/web), aaa2 (default/web); say which`) {
+		t.Errorf("pod %v, %v", p, err)
+	}
+	if c, err := set.FindContainer("web/web", true); err == nil || !strings.Contains(err.Error(), "fits 2 containers: 1111 (default/web/web), 1113 (default/web/web)") {
+		t.Errorf("container %v, %v", c, err)
+	}
+	if p, err := FindPod(set.Pods, "aaa1"); err != nil || p.Id != "aaa1" {
+		t.Errorf("by its ID: %v, %v", p, err)
+	}
+}

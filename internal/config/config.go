@@ -57,12 +57,16 @@ type Network struct {
 	ConfDir string `toml:"conf_dir"`
 	// BinDirs does not hold the directory installed with berth; CNIBinDirs
 	// adds it.
-	BinDirs        []string `toml:"bin_dirs"`
+	BinDirs []string `toml:"bin_dirs"`
+	// Exclusive: no other runtime uses the networks of ConfDir.
+	Exclusive      bool     `toml:"exclusive"`
 	Default        bool     `toml:"default"`
 	DefaultBridge  string   `toml:"default_bridge"`
 	DefaultSubnet  string   `toml:"default_subnet"`
 	DefaultSubnet6 string   `toml:"default_subnet6"`
 	Timeout        Duration `toml:"timeout"`
+	// Builtin: plugins that berth has itself are not executed.
+	Builtin bool `toml:"builtin"`
 }
 
 // Runtime says what runs containers.
@@ -79,8 +83,35 @@ type Handler struct {
 	Type string `toml:"type"`
 	// Binary is the OCI runtime that the shim calls; empty: the runc
 	// installed with berth.
-	Binary                       string `toml:"binary"`
+	Binary string `toml:"binary"`
+	// Supervisor says how many pods share a supervisor, SupervisorNode or
+	// SupervisorPod; it is for SupervisorType only.
+	Supervisor                   string `toml:"supervisor"`
 	PrivilegedWithoutHostDevices bool   `toml:"privileged_without_host_devices"`
+	// PodAnnotations and ContainerAnnotations are patterns, as of path.Match.
+	PodAnnotations       []string `toml:"pod_annotations"`
+	ContainerAnnotations []string `toml:"container_annotations"`
+}
+
+const (
+	// SupervisorType is the type of handlers whose containers berth's own
+	// supervisor runs.
+	SupervisorType = "io.containerd.berth.v1"
+	// SupervisorNode has all pods share one, SupervisorPod gives each its own.
+	SupervisorNode = "node"
+	SupervisorPod  = "pod"
+)
+
+// SupervisorOf is the handler's value of supervisor; "" where a shim runs its
+// containers.
+func (h Handler) SupervisorOf() string {
+	switch {
+	case h.Type != SupervisorType:
+		return ""
+	case h.Supervisor == "":
+		return SupervisorNode
+	}
+	return h.Supervisor
 }
 
 // Cgroup says who makes cgroups and where.
@@ -135,12 +166,13 @@ func Default() *Config {
 			DefaultBridge: "berth0",
 			DefaultSubnet: "10.77.0.0/16",
 			Timeout:       Duration{time.Minute},
+			Builtin:       true,
 		},
 		Runtime: Runtime{
 			DefaultHandler: "berth",
 			Handlers: map[string]Handler{
-				"berth": {Type: "io.containerd.runc.v2"},
-				"runc":  {Type: "io.containerd.runc.v2"},
+				"berth": {Type: SupervisorType, Supervisor: SupervisorNode, PodAnnotations: []string{}, ContainerAnnotations: []string{}},
+				"runc":  {Type: "io.containerd.runc.v2", PodAnnotations: []string{}, ContainerAnnotations: []string{}},
 			},
 		},
 		Cgroup: Cgroup{Driver: "auto"},

@@ -74,6 +74,7 @@ timeout = "1m30s"
 default_handler = "gvisor"
 handlers.gvisor.type = "io.containerd.runsc.v1"
 handlers.runc.binary = "/usr/bin/runc"
+handlers.runc.pod_annotations = ["example.com/*"]
 `
 	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
@@ -89,7 +90,9 @@ handlers.runc.binary = "/usr/bin/runc"
 	want.Network.Timeout = Duration{90 * time.Second}
 	want.Runtime.DefaultHandler = "gvisor"
 	want.Runtime.Handlers["gvisor"] = Handler{Type: "io.containerd.runsc.v1"}
-	want.Runtime.Handlers["runc"] = Handler{Type: "io.containerd.runc.v2", Binary: "/usr/bin/runc"}
+	runc := want.Runtime.Handlers["runc"]
+	runc.Binary, runc.PodAnnotations = "/usr/bin/runc", []string{"example.com/*"}
+	want.Runtime.Handlers["runc"] = runc
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("-want +got:\n%s", diff)
 	}
@@ -170,6 +173,7 @@ func TestMistakes(t *testing.T) {
 		{"handler without a type", "runtime.handlers.kata.binary = \"/usr/bin/kata\"\n"},
 		{"bad type", "runtime.handlers.runc.type = \"runc\"\n"},
 		{"relative runtime", "runtime.handlers.runc.binary = \"runc\"\n"},
+		{"bad patterns", "runtime.handlers.runc.pod_annotations = [\"a*\", \"[\"]\nruntime.handlers.runc.container_annotations = [\"\"]\n"},
 		{"driver", "cgroup.driver = \"cgroups\"\n"},
 		{"slice for cgroupfs", "cgroup.driver = \"cgroupfs\"\ncgroup.parent = \"pods.slice\"\n"},
 		{"path for systemd", "cgroup.driver = \"systemd\"\ncgroup.parent = \"/pods\"\n"},

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"path"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -197,9 +198,33 @@ func (r *Runtime) validate() []error {
 		case !filepath.IsAbs(h.Type) && !shimType.MatchString(h.Type):
 			errs = append(errs, invalid(key+".type", h.Type, "is neither a shim's name such as \"io.containerd.runc.v2\" nor an absolute path"))
 		}
-		errs = append(errs, absoluteOrEmpty(key+".binary", h.Binary))
+		errs = append(errs, absoluteOrEmpty(key+".binary", h.Binary), h.validateSupervisor(key))
+		errs = append(errs, patterns(key+".pod_annotations", h.PodAnnotations)...)
+		errs = append(errs, patterns(key+".container_annotations", h.ContainerAnnotations)...)
 	}
 	return errs
+}
+
+func patterns(key string, list []string) []error {
+	var errs []error
+	for i, p := range list {
+		if _, err := path.Match(p, ""); err != nil || p == "" {
+			errs = append(errs, invalid(fmt.Sprintf("%s[%d]", key, i), p, "is no pattern of annotations' keys, such as \"example.com/*\""))
+		}
+	}
+	return errs
+}
+
+func (h Handler) validateSupervisor(key string) error {
+	switch {
+	case h.Type == SupervisorType && h.Binary != "":
+		return invalid(key+".binary", h.Binary, "is of no use: type %q calls no runtime", SupervisorType)
+	case h.Type == SupervisorType:
+		return oneOf(key+".supervisor", h.Supervisor, "", SupervisorNode, SupervisorPod)
+	case h.Supervisor != "":
+		return invalid(key+".supervisor", h.Supervisor, "is for type %q only", SupervisorType)
+	}
+	return nil
 }
 
 func (c *Config) validateCgroup() []error {

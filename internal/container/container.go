@@ -35,6 +35,7 @@ import (
 	"berth/internal/record"
 	"berth/internal/spec"
 	"berth/internal/steps"
+	"berth/internal/supervisor/wire"
 )
 
 // labelRoot marks what is ours in containerd, with the daemon's root
@@ -55,6 +56,37 @@ type Hold interface {
 	Release(ctx context.Context, key string) error
 }
 
+// Stdio is the daemon's end of a container's stdio: logs.IO where a shim runs
+// the container, supervisor.Stdio where a supervisor does.
+type Stdio interface {
+	Attach(context.Context, logs.AttachOptions) error
+	Reopen() error
+	// Drained is closed when all output is in the log.
+	Drained() <-chan struct{}
+	// Close is idempotent.
+	Close() error
+}
+
+// Supervisors run containers without a shim; internal/supervisor implements it.
+type Supervisors interface {
+	// NodeName is the supervisor that pods share, PodName a pod's own.
+	NodeName() string
+	PodName(sandboxID string) string
+	// Endpoint is its Task API for containerd.
+	Endpoint(name string) string
+	// Ensure makes sure that it runs while the container needs it, until
+	// Release; both are idempotent.
+	Ensure(ctx context.Context, name, id string) error
+	Release(name, id string) error
+	// Keep takes what the next supervisor needs if this one is killed.
+	Keep(ctx context.Context, name, id, stdio string) error
+	// Task is ErrNotFound where the supervisor does not have the container.
+	Task(ctx context.Context, name, id string) (wire.Task, error)
+	// Delete kills and removes the container; it is idempotent.
+	Delete(ctx context.Context, name, id string) error
+	Stdio(name string, o logs.Options) Stdio
+}
+
 // Publisher tells watchers what happened.
 type Publisher interface {
 	Publish(kind runtime.ContainerEventType, id string, box *record.Sandbox)
@@ -66,12 +98,18 @@ type Handler struct {
 	Type string
 	// Binary is the program that a runc shim calls; "" for its default.
 	Binary string
+	// Supervisor is "node" or "pod" where supervisors run the containers, and
+	// empty where a shim does.
+	Supervisor string
 	// PrivilegedWithoutHostDevices keeps the node's devices from privileged
 	// containers.
 	PrivilegedWithoutHostDevices bool
+	// PodAnnotations and ContainerAnnotations are patterns of the annotations
+	// that the runtime is shown.
+	PodAnnotations, ContainerAnnotations []string
 }
 
-// Options configure a Service. All but AppArmorDefault are required.
+// Options configure a Service. All but AppArmorDefault and LostOutput are required.
 type Options struct {
 	Paths       paths.Paths
 	Store       *record.Store
@@ -79,12 +117,17 @@ type Options struct {
 	Engine      *engine.Engine
 	Images      Images
 	Hold        Hold
-	Cgroups     *host.Cgroups
-	Events      Publisher
-	Log         *slog.Logger
-	Handlers    map[string]Handler
-	Snapshotter string
-	Kernel      spec.Kernel
+	Supervisors Supervisors
+	// SupervisorBinary is the program that containerd asks about supervisors.
+	SupervisorBinary string
+	Cgroups          *host.Cgroups
+	Events           Publisher
+	Log              *slog.Logger
+	Handlers         map[string]Handler
+	Snapshotter      string
+	Kernel           spec.Kernel
+	// LostOutput is told of bytes of output that a log file did not take.
+	LostOutput func(bytes int)
 	// AppArmorDefault is the loaded profile that RuntimeDefault means.
 	AppArmorDefault string
 }
@@ -103,18 +146,45 @@ type Service struct {
 	cancel context.CancelFunc
 	wg     sync.WaitGroup
 
-	mu   sync.Mutex // guards live; never held across a call
-	live map[string]*live
+	mu     sync.Mutex // guards what follows; never held across a call
+	live   map[string]*live
+	joined bool // the record that tasks join is there
 }
 
 // live is what the daemon holds of a container that has a task.
 type live struct {
-	id   string
-	task containerd.Task
-	io   *logs.IO // nil where it could not be taken up after a restart
-	// exited is closed when the end is recorded, gone when the task and the
-	// stdio are given back.
-	exited, gone chan struct{}
+	id string
+	// io is nil where it could not be taken up after a restart.
+	io Stdio
+	// supervisor is the name of the one that has the container; "" for a shim.
+	supervisor string
+	// ended is closed when the process has ended, exited when that is recorded,
+	// gone when the task and the stdio are given back.
+	ended, exited, gone chan struct{}
+
+	mu sync.Mutex // guards t; not held across a call
+	t  containerd.Task
+}
+
+func newLive(id string) *live {
+	return &live{id: id, ended: make(chan struct{}), exited: make(chan struct{}), gone: make(chan struct{})}
+}
+
+// task returns the task. ErrUnavailable: after a restart it could not be asked
+// for yet.
+func (l *live) task() (containerd.Task, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.t == nil {
+		return nil, fmt.Errorf("the shim of container %s does not answer; it is asked again: %w", l.id, errdefs.ErrUnavailable)
+	}
+	return l.t, nil
+}
+
+func (l *live) setTask(t containerd.Task) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.t = t
 }
 
 // New returns a Service; Close ends it.
@@ -123,7 +193,7 @@ func New(o Options) *Service {
 	return &Service{
 		Options: o, client: o.Engine.Client(),
 		base: base, cancel: cancel,
-		flights: steps.NewFlights[string](base),
+		flights: steps.NewFlights[string](base, o.Log),
 		live:    map[string]*live{},
 	}
 }

@@ -14,6 +14,7 @@ import (
 	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/typeurl/v2"
+	"github.com/moby/sys/signal"
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"google.golang.org/protobuf/proto"
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -115,6 +116,10 @@ func (s *Service) plan(ctx context.Context, box *record.Sandbox, cfg *runtime.Co
 		Snapshotter: s.Snapshotter, Cgroup: s.Cgroups.Path(box.CgroupParent, id),
 		StopSignal: spec.StopSignal(cfg, &img.Config), CreatedAt: time.Now(),
 	}
+	if _, err := signal.ParseSignal(rec.StopSignal); err != nil {
+		s.Log.Warn("the image's stop signal is none; SIGTERM is used", "container", id, "image", img.ID, "signal", rec.StopSignal)
+		rec.StopSignal = "SIGTERM"
+	}
 	if digests := img.Proto.GetRepoDigests(); len(digests) > 0 {
 		rec.ImageRef, rec.ImageName = digests[0], digests[0]
 	}
@@ -191,14 +196,16 @@ func (s *Service) makeContainer(ctx context.Context, c *creation) error {
 		return err
 	}
 	s.planVolumes(c)
+	handler := s.Handlers[c.rec.Handler]
 	made, warnings, err := spec.Container(spec.Input{
 		ID: c.rec.ID, SandboxID: c.box.ID,
 		Sandbox: c.box.Config, Container: c.rec.Config, Image: &c.img.Config, ImageName: c.rec.ImageName,
 		Namespaces: namespaces, CgroupsPath: s.Cgroups.OCIPath(c.box.CgroupParent, c.rec.ID),
 		Hostname: s.Paths.Hostname(c.box.ID), Hosts: s.Paths.Hosts(c.box.ID), ResolvConf: s.Paths.ResolvConf(c.box.ID),
 		Shm: s.Paths.Shm(c.box.ID), User: c.user, Volumes: c.vols, Host: c.host, Kernel: s.Kernel,
-		PrivilegedWithoutHostDevices: s.Handlers[c.rec.Handler].PrivilegedWithoutHostDevices,
-		AppArmorDefault:              s.AppArmorDefault,
+		PrivilegedWithoutHostDevices: handler.PrivilegedWithoutHostDevices,
+		PodAnnotations:               handler.PodAnnotations, ContainerAnnotations: handler.ContainerAnnotations,
+		AppArmorDefault: s.AppArmorDefault,
 	})
 	if err != nil {
 		return err
@@ -206,29 +213,38 @@ func (s *Service) makeContainer(ctx context.Context, c *creation) error {
 	for _, w := range warnings {
 		s.Log.Warn("container differs from what was asked for", "container", c.rec.ID, "warning", w)
 	}
-	// Without it the runc shim would serve all containers of a pod by one
-	// process, and end with the first of them.
-	made.Annotations["io.containerd.runc.v2.group"] = c.rec.ID
+	sandboxID := ""
+	if s.Handlers[c.rec.Handler].Supervisor != "" {
+		sandboxID = joinedSandbox
+	} else {
+		// Without it the runc shim would serve all containers of a pod by one
+		// process, and end with the first of them.
+		made.Annotations["io.containerd.runc.v2.group"] = c.rec.ID
+	}
 	c.spec = made
 	body, err := typeurl.MarshalAny(made)
 	if err != nil {
 		return err
 	}
-	runtimeOptions, err := s.runtimeOptions(c.rec.Handler)
+	runtimeOptions, err := s.runtimeOptions(c.rec)
 	if err != nil {
 		return err
 	}
 	c.root, err = s.Engine.MakeContainer(ctx, containers.Container{
 		ID: c.rec.ID, Labels: s.labels(c), Image: c.rec.ImageName, Spec: body,
 		Runtime:     containers.RuntimeInfo{Name: s.Handlers[c.rec.Handler].Type, Options: runtimeOptions},
-		Snapshotter: c.rec.Snapshotter, SnapshotKey: c.rec.ID,
+		Snapshotter: c.rec.Snapshotter, SnapshotKey: c.rec.ID, SandboxID: sandboxID,
 	}, c.img.ChainID, s.marks(c.rec))
 	return err
 }
 
-// runtimeOptions are those of the runc shim; other shims get none.
-func (s *Service) runtimeOptions(handler string) (typeurl.Any, error) {
-	h := s.Handlers[handler]
+// runtimeOptions are those of supervisors and of the runc shim; other shims get
+// none.
+func (s *Service) runtimeOptions(c *record.Container) (typeurl.Any, error) {
+	h := s.Handlers[c.Handler]
+	if h.Supervisor != "" {
+		return s.supervisorOptions(c)
+	}
 	if h.Type != "io.containerd.runc.v2" {
 		return nil, nil
 	}

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"path/filepath"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -16,6 +17,7 @@ import (
 	"github.com/containerd/errdefs"
 	"k8s.io/cri-streaming/pkg/streaming/remotecommand"
 
+	"berth/internal/host"
 	"berth/internal/logs"
 	"berth/internal/spec"
 )
@@ -26,6 +28,10 @@ const MaxExecOutput = 16 << 20
 // execDrain bounds the wait for output after the command has ended: what it
 // left in the background may hold the output open.
 const execDrain = 2 * time.Second
+
+// execEnd bounds each call that ends a command: a process may hang in the
+// kernel, or its shim. What is left then goes with the container.
+const execEnd = 30 * time.Second
 
 // Streams are what a command is connected to; nil ones are not.
 type Streams struct {
@@ -58,8 +64,7 @@ func (s *Service) Exec(ctx context.Context, id string, cmd []string, streams Str
 	if err == nil {
 		s.drainExec(c.ID, process)
 	}
-	_, deleteErr := process.Delete(context.WithoutCancel(ctx), containerd.WithProcessKill)
-	if err = errors.Join(err, ignoreGone(deleteErr)); err != nil {
+	if err = errors.Join(err, deleteExec(ctx, process)); err != nil {
 		return 0, fmt.Errorf("exec of %q in container %s: %w", cmd[0], c.ID, err)
 	}
 	return code, nil
@@ -82,24 +87,75 @@ func (s *Service) startExec(ctx context.Context, l *live, cmd []string, streams 
 	if err != nil {
 		return nil, err
 	}
-	p, err := l.task.Exec(ctx, execID, process, cio.NewCreator(s.execIO(l.id, streams, stdin)))
+	task, err := l.task()
+	if err != nil {
+		return nil, err
+	}
+	p, err := task.Exec(ctx, execID, process, cio.NewCreator(s.execIO(l.id, streams, stdin)))
 	if err != nil {
 		return nil, err
 	}
 	if err := p.Start(ctx); err != nil {
-		if ctx.Err() == nil {
+		if refused(ctx, err) {
 			err = fmt.Errorf("%w: %w", err, errdefs.ErrInvalidArgument)
 		}
-		_, deleteErr := p.Delete(context.WithoutCancel(ctx))
-		return nil, errors.Join(err, ignoreGone(deleteErr))
+		return nil, errors.Join(err, deleteExec(ctx, p))
 	}
 	return p, nil
+}
+
+// deleteExec ends a command that runs, and removes it, also for a caller that
+// has gone.
+func deleteExec(ctx context.Context, p containerd.Process) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), execEnd)
+	defer cancel()
+	_, err := p.Delete(ctx, containerd.WithProcessKill)
+	return ignoreGone(err)
+}
+
+func (s *Service) execDir(id string) string {
+	return filepath.Join(s.Paths.ContainerState(id), "exec")
+}
+
+// endExecs ends the commands of a daemon that was killed: nobody reads their
+// output, so they would hang for as long as the container runs. Their FIFOs
+// name them.
+func (s *Service) endExecs(ctx context.Context, id string, task containerd.Task) error {
+	fifos, err := filepath.Glob(filepath.Join(s.execDir(id), "*", "*-stdout"))
+	if err != nil {
+		return err
+	}
+	ctx = s.Engine.Context(ctx)
+	errs := []error{}
+	for _, fifo := range fifos {
+		errs = append(errs, ignoreGone(endExec(ctx, task, strings.TrimSuffix(filepath.Base(fifo), "-stdout"))))
+	}
+	return errors.Join(append(errs, host.RemoveTree(s.Paths.State, filepath.Join("containers", id, "exec")))...)
+}
+
+// endExec ends a command by its ID. A process that was loaded does not know its
+// PID, without which Delete does not kill it.
+func endExec(ctx context.Context, task containerd.Task, id string) error {
+	p, err := task.LoadProcess(ctx, id, nil)
+	if err != nil {
+		return err
+	}
+	wait, cancel := context.WithCancel(ctx)
+	defer cancel()
+	exit, err := p.Wait(wait)
+	if err != nil {
+		return err
+	}
+	if err := killExec(ctx, p, exit); err != nil {
+		return err
+	}
+	return deleteExec(ctx, p)
 }
 
 // execIO connects the streams through FIFOs in the container's directory.
 func (s *Service) execIO(id string, streams Streams, stdin io.Reader) cio.Opt {
 	return func(o *cio.Streams) {
-		o.FIFODir = filepath.Join(s.Paths.ContainerState(id), "exec")
+		o.FIFODir = s.execDir(id)
 		o.Stdout, o.Stderr, o.Terminal = streams.Stdout, streams.Stderr, streams.TTY
 		if streams.Stdin != nil {
 			o.Stdin = stdin
@@ -110,7 +166,9 @@ func (s *Service) execIO(id string, streams Streams, stdin io.Reader) cio.Opt {
 // waitExec waits for the command, and meanwhile hands on the end of its input
 // and the sizes of its terminal. Where ctx ends first the command is killed.
 func (s *Service) waitExec(ctx context.Context, p containerd.Process, stdinEnded <-chan struct{}, resize <-chan remotecommand.TerminalSize) (uint32, error) {
-	exit, err := p.Wait(context.WithoutCancel(ctx))
+	wait, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	defer cancel()
+	exit, err := p.Wait(wait)
 	if err != nil {
 		return 0, err
 	}
@@ -132,12 +190,23 @@ func (s *Service) waitExec(ctx context.Context, p containerd.Process, stdinEnded
 				s.Log.Debug("terminal not resized", "exec", p.ID(), "err", err)
 			}
 		case <-ctx.Done():
-			if err := p.Kill(context.WithoutCancel(ctx), syscall.SIGKILL); err != nil && !notFound(err) {
-				return 0, errors.Join(ctx.Err(), err)
-			}
-			<-exit
-			return 0, ctx.Err()
+			return 0, errors.Join(ctx.Err(), killExec(wait, p, exit))
 		}
+	}
+}
+
+// killExec kills a command and waits for its end.
+func killExec(ctx context.Context, p containerd.Process, exit <-chan containerd.ExitStatus) error {
+	ctx, cancel := context.WithTimeout(ctx, execEnd)
+	defer cancel()
+	if err := p.Kill(ctx, syscall.SIGKILL); err != nil {
+		return ignoreGone(err)
+	}
+	select {
+	case <-exit:
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("it does not end of SIGKILL; a process may hang in the kernel (see state D in ps): %w", ctx.Err())
 	}
 }
 
@@ -232,7 +301,13 @@ func (s *Service) Attach(ctx context.Context, id string, streams Streams) error 
 	}()
 	err = l.io.Attach(ctx, logs.AttachOptions{
 		Stdin: streams.Stdin, Stdout: streams.Stdout, Stderr: streams.Stderr,
-		CloseStdin: func() error { return ignoreGone(l.task.CloseIO(ctx, containerd.WithStdinCloser)) },
+		CloseStdin: func() error {
+			task, err := l.task()
+			if err != nil {
+				return err
+			}
+			return ignoreGone(task.CloseIO(ctx, containerd.WithStdinCloser))
+		},
 	})
 	cancel()
 	<-resized
@@ -249,7 +324,11 @@ func (s *Service) resize(ctx context.Context, l *live, sizes <-chan remotecomman
 			if !open {
 				return
 			}
-			if err := l.task.Resize(ctx, uint32(size.Width), uint32(size.Height)); err != nil && !notFound(err) {
+			task, err := l.task()
+			if err == nil {
+				err = ignoreGone(task.Resize(ctx, uint32(size.Width), uint32(size.Height)))
+			}
+			if err != nil {
 				s.Log.Debug("terminal not resized", "container", l.id, "err", err)
 			}
 		case <-ctx.Done():

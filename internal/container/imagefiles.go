@@ -31,8 +31,9 @@ type userFiles struct {
 
 type users struct{ passwd, group []byte }
 
-// keepUsers bounds userFiles; the files are small and the images few.
-const keepUsers = 256
+// keepUsers and keepSize bound userFiles: images are few and their files small.
+// Larger ones are read each time.
+const keepUsers, keepSize = 256, 64 << 10
 
 func (u *userFiles) get(chain string) *users {
 	u.mu.Lock()
@@ -41,6 +42,9 @@ func (u *userFiles) get(chain string) *users {
 }
 
 func (u *userFiles) put(chain string, found *users) {
+	if len(found.passwd)+len(found.group) > keepSize {
+		return
+	}
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	if u.known == nil || len(u.known) >= keepUsers {

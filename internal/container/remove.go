@@ -4,8 +4,8 @@ import (
 	"context"
 	"errors"
 	"os"
+	"sync"
 
-	"golang.org/x/sync/errgroup"
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"berth/internal/steps"
@@ -84,11 +84,15 @@ func (s *Service) clearLeftovers(ctx context.Context, id string) error {
 	return errors.Join(s.clearTask(ctx, id), s.dropStdio(ctx, id, nil))
 }
 
-// RemoveAll removes every container of a sandbox, side by side.
+// RemoveAll removes every container of a sandbox, side by side, and returns
+// what went wrong with each.
 func (s *Service) RemoveAll(ctx context.Context, sandboxID string) error {
-	var group errgroup.Group
-	for _, c := range s.of(sandboxID) {
-		group.Go(func() error { return s.Remove(ctx, c.ID) })
+	var wg sync.WaitGroup
+	all := s.of(sandboxID)
+	errs := make([]error, len(all))
+	for i, c := range all {
+		wg.Go(func() { errs[i] = s.Remove(ctx, c.ID) })
 	}
-	return group.Wait()
+	wg.Wait()
+	return errors.Join(errs...)
 }

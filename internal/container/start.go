@@ -65,7 +65,11 @@ func (s *Service) start(ctx context.Context, id string) error {
 	if _, err := s.sandbox(c.SandboxID); err != nil {
 		return err
 	}
-	l := &live{id: id, exited: make(chan struct{}), gone: make(chan struct{})}
+	// What a start left whose undoing failed.
+	if err := s.clearLeftovers(ctx, id); err != nil {
+		return fmt.Errorf("container %s: what an earlier start left: %w", id, err)
+	}
+	l := newLive(id)
 	err = s.Steps.Run(ctx, steps.StartContainer, id, s.startSteps(c, l)...)
 	if refused := new(startError); errors.As(err, &refused) {
 		return errors.Join(err, s.recordRefused(id, refused))
@@ -73,9 +77,9 @@ func (s *Service) start(ctx context.Context, id string) error {
 	if err != nil {
 		return err
 	}
-	s.follow(l)
 	s.publish(runtime.ContainerEventType_CONTAINER_STARTED_EVENT, c)
-	s.Log.Info("container runs", "container", id, "name", c.Config.GetMetadata().GetName(), "sandbox", c.SandboxID, "pid", l.task.Pid())
+	s.Log.Info("container runs", "container", id, "name", c.Config.GetMetadata().GetName(), "sandbox", c.SandboxID)
+	s.follow(l) // after the event: the container may have ended already
 	return nil
 }
 
@@ -85,15 +89,20 @@ func (s *Service) startSteps(c *record.Container, l *live) []steps.Step {
 	undo := s.undoStart(c.ID)
 	return []steps.Step{
 		{Name: "stdio",
-			Do:   func(ctx context.Context) error { return s.openStdio(ctx, c, l) },
+			Do: func(ctx context.Context) error {
+				if s.Handlers[c.Handler].Supervisor != "" {
+					return s.openSupervised(ctx, c, l)
+				}
+				return s.openStdio(ctx, c, l)
+			},
 			Undo: func(ctx context.Context) error { return s.dropStdio(ctx, c.ID, l.io) },
 		},
 		{Name: "task", Undo: undo[1].Undo, Do: func(ctx context.Context) error { return s.makeTask(ctx, l) }},
-		{Name: "start", Do: func(ctx context.Context) error { return refusal(ctx, l.task.Start(ctx)) }},
+		{Name: "start", Do: func(ctx context.Context) error { return refusal(ctx, l.t.Start(ctx)) }},
 		{Name: "running",
 			Do: func(context.Context) error {
 				_, err := s.Store.Containers.Update(c.ID, func(r *record.Container) {
-					r.State, r.StartedAt, r.PID = record.ContainerRunning, time.Now(), int(l.task.Pid())
+					r.State, r.StartedAt, r.PID = record.ContainerRunning, time.Now(), int(l.t.Pid())
 				})
 				return err
 			},
@@ -107,12 +116,13 @@ func (s *Service) startSteps(c *record.Container, l *live) []steps.Step {
 	}
 }
 
-func (s *Service) openStdio(ctx context.Context, c *record.Container, l *live) (err error) {
-	l.io, err = logs.Open(s.stdioOptions(c))
+func (s *Service) openStdio(ctx context.Context, c *record.Container, l *live) error {
+	io, err := logs.Open(s.stdioOptions(c))
 	if err != nil {
 		return err
 	}
-	err = s.Hold.Keep(ctx, c.ID, l.io.Outputs()...)
+	l.io = io
+	err = s.Hold.Keep(ctx, c.ID, io.Outputs()...)
 	if errdefs.IsUnavailable(err) {
 		s.Log.Warn("the last output of a container would be lost if berth ended now", "container", c.ID, "err", err)
 		return nil
@@ -124,29 +134,48 @@ func (s *Service) stdioOptions(c *record.Container) logs.Options {
 	return logs.Options{
 		Dir: s.stdioDir(c.ID), ID: c.ID,
 		Stdin: c.Config.GetStdin(), StdinOnce: c.Config.GetStdinOnce(), TTY: c.Config.GetTty(),
-		LogPath: c.LogPath, Log: s.Log,
+		LogPath: c.LogPath, Lost: s.LostOutput, Log: s.Log,
 	}
 }
 
 func (s *Service) makeTask(ctx context.Context, l *live) error {
+	if l.supervisor != "" {
+		task, err := s.join(ctx, l)
+		if err != nil {
+			return refusal(ctx, err)
+		}
+		l.t = task
+		s.keep(l)
+		return nil
+	}
 	c, err := s.client.LoadContainer(ctx, l.id)
 	if err != nil {
 		return err
 	}
-	l.task, err = c.NewTask(ctx, func(string) (cio.IO, error) { return cio.Load(cio.NewFIFOSet(cio.Config(l.io.Config()), nil)) })
+	io := l.io.(*logs.IO)
+	l.t, err = c.NewTask(ctx, func(string) (cio.IO, error) { return fifos(io.Config()) })
 	if err != nil {
 		return refusal(ctx, err)
 	}
-	l.io.Running()
+	io.Running()
 	return nil
 }
 
-// refusal tells the runtime's answer from a call that did not get one.
+// fifos names FIFOs; it opens none.
+func fifos(c logs.Config) (cio.IO, error) { return cio.Load(cio.NewFIFOSet(cio.Config(c), nil)) }
+
+// refusal marks the runtime's refusal of the container.
 func refusal(ctx context.Context, err error) error {
-	if err == nil || ctx.Err() != nil || errdefs.IsUnavailable(err) || errdefs.IsDeadlineExceeded(err) || errdefs.IsCanceled(err) {
-		return err
+	if refused(ctx, err) {
+		return &startError{err}
 	}
-	return &startError{err}
+	return err
+}
+
+// refused tells the runtime's answer from a call that did not get one.
+func refused(ctx context.Context, err error) bool {
+	return err != nil && ctx.Err() == nil && !isCut(err) && !errdefs.IsUnavailable(err) && !errdefs.IsDeadlineExceeded(err) &&
+		!errdefs.IsCanceled(err) && !errdefs.IsAlreadyExists(err)
 }
 
 // recordRefused records a container that could not be started. Its end shows

@@ -4,13 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
 	"syscall"
 	"time"
 
 	containerd "github.com/containerd/containerd/v2/client"
 	"github.com/containerd/errdefs"
 	"github.com/moby/sys/signal"
-	"golang.org/x/sync/errgroup"
 
 	"berth/internal/record"
 	"berth/internal/steps"
@@ -36,7 +36,13 @@ func (s *Service) Stop(ctx context.Context, id string, grace time.Duration) erro
 	if err != nil {
 		return err
 	}
-	return s.stop(ctx, c.ID, grace)
+	// Calls with one grace period share it. One with another has its own: a
+	// shorter one ends the container earlier.
+	key := fmt.Sprintf("stop of container %s within %s", c.ID, grace)
+	_, err = s.flights.Do(ctx, key, func(ctx context.Context) (string, error) {
+		return "", s.stop(ctx, c.ID, grace)
+	})
+	return err
 }
 
 func (s *Service) stop(ctx context.Context, id string, grace time.Duration) error {
@@ -46,13 +52,16 @@ func (s *Service) stop(ctx context.Context, id string, grace time.Duration) erro
 		return err
 	}
 	release()
-	l := s.liveOf(id)
-	if l == nil {
-		return nil
-	}
 	c, err := s.Store.Containers.Get(id)
 	if err != nil {
 		return ignoreGone(err)
+	}
+	l := s.liveOf(id)
+	switch {
+	case l == nil && c.State == record.ContainerRunning:
+		return fmt.Errorf("container %s is being taken up after a restart of berth; try again: %w", id, errdefs.ErrUnavailable)
+	case l == nil:
+		return nil
 	}
 	var list []steps.Step
 	if grace > 0 {
@@ -65,8 +74,9 @@ func (s *Service) stop(ctx context.Context, id string, grace time.Duration) erro
 // ask sends the stop signal and waits for the end or the grace period's.
 func (s *Service) ask(ctx context.Context, c *record.Container, l *live, grace time.Duration) error {
 	sig, err := signal.ParseSignal(c.StopSignal)
-	if err != nil {
-		return fmt.Errorf("stop signal %q of container %s: %w: %w", c.StopSignal, c.ID, err, errdefs.ErrInvalidArgument)
+	if err != nil { // recorded by a berth that did not look
+		s.Log.Warn("the container's stop signal is none; SIGTERM is used", "container", c.ID, "signal", c.StopSignal)
+		sig = syscall.SIGTERM
 	}
 	if err := l.send(ctx, sig); err != nil {
 		return err
@@ -91,7 +101,10 @@ func (l *live) send(ctx context.Context, sig syscall.Signal, opts ...containerd.
 		return nil
 	default:
 	}
-	err := l.task.Kill(ctx, sig, opts...)
+	task, err := l.task()
+	if err == nil {
+		err = task.Kill(ctx, sig, opts...)
+	}
 	if err == nil || notFound(err) {
 		return nil
 	}
@@ -118,17 +131,26 @@ func (s *Service) kill(ctx context.Context, l *live) error {
 	case <-l.exited:
 		return nil
 	case <-timer.C:
+		select {
+		case <-l.ended:
+			return fmt.Errorf("container %s has ended, and this cannot be recorded; see berth's log and whether its disk is full: %w", l.id, errdefs.ErrUnavailable)
+		default:
+		}
 		return fmt.Errorf("container %s does not end of SIGKILL; a process of it may hang in the kernel (see state D in ps): %w", l.id, errdefs.ErrUnavailable)
 	case <-ctx.Done():
 		return ctx.Err()
 	}
 }
 
-// StopAll ends every container of a sandbox, side by side.
+// StopAll ends every container of a sandbox, side by side, and returns what
+// went wrong with each.
 func (s *Service) StopAll(ctx context.Context, sandboxID string) error {
-	var group errgroup.Group
-	for _, c := range s.of(sandboxID) {
-		group.Go(func() error { return s.stop(ctx, c.ID, defaultGrace) })
+	var wg sync.WaitGroup
+	all := s.of(sandboxID)
+	errs := make([]error, len(all))
+	for i, c := range all {
+		wg.Go(func() { errs[i] = s.stop(ctx, c.ID, defaultGrace) })
 	}
-	return group.Wait()
+	wg.Wait()
+	return errors.Join(errs...)
 }

@@ -103,7 +103,9 @@ func (s *Service) clearTask(ctx context.Context, id string) error {
 	if err := s.deleteTask(ctx, id); err != nil {
 		s.Log.Debug("task not deleted by containerd; its processes are ended directly", "container", id, "err", err)
 	}
-	if err := killNamed(ctx, id); err != nil {
+	if name := s.supervisorOf(id); name != "" {
+		s.deleteSupervised(ctx, name, id)
+	} else if err := killNamed(ctx, id); err != nil {
 		return err
 	}
 	if cgroup := s.cgroupOf(id); cgroup != "" {
@@ -138,8 +140,12 @@ func (s *Service) deleteTask(ctx context.Context, id string) error {
 // killNamed ends the shim and runtime processes started for a container, until
 // none is left: one that is being started may start another.
 func killNamed(ctx context.Context, id string) error {
+	ours, err := host.InOurNamespaces()
+	if err != nil {
+		return err
+	}
 	for {
-		found, err := host.FindProcesses(func(cmdline []string) bool { return names(cmdline, id) })
+		found, err := host.FindProcesses(func(cmdline []string) bool { return names(cmdline, id) }, ours)
 		if err != nil || len(found) == 0 {
 			return err
 		}

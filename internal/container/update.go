@@ -2,6 +2,7 @@ package container
 
 import (
 	"context"
+	"errors"
 	"fmt"
 
 	containerd "github.com/containerd/containerd/v2/client"
@@ -9,6 +10,7 @@ import (
 	"github.com/containerd/containerd/v2/pkg/oci"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/typeurl/v2"
+	"github.com/opencontainers/runtime-spec/specs-go"
 	"google.golang.org/protobuf/proto"
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 
@@ -59,14 +61,41 @@ func (s *Service) updateResources(ctx context.Context, c *record.Container, r *r
 	for _, w := range warnings {
 		s.Log.Warn("resources differ from what was asked for", "container", c.ID, "warning", w)
 	}
+	old := current.Linux.Resources
 	// The kernel says first whether it takes them.
-	if l := s.liveOf(c.ID); l != nil && c.State == record.ContainerRunning {
-		if err := l.task.Update(ctx, containerd.WithResources(want)); err != nil {
-			return fmt.Errorf("%w: %w", err, errdefs.ErrInvalidArgument)
+	if err := s.applyResources(ctx, c, want); err != nil {
+		if refused(ctx, err) {
+			err = fmt.Errorf("%w: %w", err, errdefs.ErrInvalidArgument)
 		}
+		return err
 	}
 	current.Linux.Resources = want
-	body, err := typeurl.MarshalAny(current)
+	if err := s.recordResources(ctx, container, current); err != nil {
+		return errors.Join(err, s.applyResources(context.WithoutCancel(ctx), c, old))
+	}
+	return nil
+}
+
+// applyResources puts resources into force in a container that runs.
+func (s *Service) applyResources(ctx context.Context, c *record.Container, r *specs.LinuxResources) error {
+	l := s.liveOf(c.ID)
+	if l == nil || c.State != record.ContainerRunning {
+		return nil
+	}
+	task, err := l.task()
+	if err != nil {
+		return err
+	}
+	return task.Update(ctx, containerd.WithResources(r))
+}
+
+// recordResources writes the spec with other resources, and those in force.
+func (s *Service) recordResources(ctx context.Context, container containerd.Container, made *oci.Spec) error {
+	body, err := typeurl.MarshalAny(made)
+	if err != nil {
+		return err
+	}
+	inForce, err := proto.Marshal(spec.ResourcesStatus(made))
 	if err != nil {
 		return err
 	}
@@ -76,11 +105,7 @@ func (s *Service) updateResources(ctx context.Context, c *record.Container, r *r
 	}); err != nil {
 		return err
 	}
-	inForce, err := proto.Marshal(spec.ResourcesStatus(current))
-	if err != nil {
-		return err
-	}
-	_, err = s.Store.Containers.Update(c.ID, func(r *record.Container) { r.InForce = inForce })
+	_, err = s.Store.Containers.Update(container.ID(), func(r *record.Container) { r.InForce = inForce })
 	return err
 }
 

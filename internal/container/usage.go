@@ -2,17 +2,26 @@ package container
 
 import (
 	"context"
+	"fmt"
 	"sync"
 	"time"
 
 	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/containerd/errdefs"
 
+	"berth/internal/image"
 	"berth/internal/record"
 )
 
-// usageAge is how old the size of a writable layer may be: finding it walks
-// the layer's files.
-const usageAge = 10 * time.Second
+const (
+	// usageAge is how old the size of a writable layer may be: finding it walks
+	// the layer's files.
+	usageAge = 10 * time.Second
+	// firstPatience and patience are how long a caller waits for a walk, the
+	// first one and one that brings a new figure in place of an old one.
+	firstPatience = 5 * time.Second
+	patience      = time.Second
+)
 
 // layerUsage keeps the sizes of writable layers.
 type layerUsage struct {
@@ -32,25 +41,58 @@ func (u *layerUsage) forget(id string) {
 	delete(u.known, id)
 }
 
-// LayerUsage is the size of the container's writable layer, at most usageAge
-// old.
+func (u *layerUsage) get(id string) (Usage, bool) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	have, ok := u.known[id]
+	return have, ok
+}
+
+func (u *layerUsage) put(id string, size snapshots.Usage) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if u.known == nil {
+		u.known = map[string]Usage{}
+	}
+	u.known[id] = Usage{size, time.Now()}
+}
+
+// LayerUsage is the size of the container's writable layer: at most usageAge
+// old, or the last one known where the walk takes long or fails. The walk goes
+// on without its callers and is shared by them.
+//
+// Errors: ErrNotFound for a container that is gone.
 func (s *Service) LayerUsage(ctx context.Context, c *record.Container) (Usage, error) {
-	s.usage.mu.Lock()
-	have, ok := s.usage.known[c.ID]
-	s.usage.mu.Unlock()
+	have, ok := s.usage.get(c.ID)
 	if ok && time.Since(have.At) < usageAge {
 		return have, nil
 	}
-	size, err := s.client.SnapshotService(c.Snapshotter).Usage(s.Engine.Context(ctx), c.ID)
-	if err != nil {
+	wait := firstPatience
+	if ok {
+		wait = patience
+	}
+	ctx, cancel := context.WithTimeout(ctx, wait)
+	defer cancel()
+	_, err := s.flights.Do(ctx, "walk of the layer of container "+c.ID, func(ctx context.Context) (string, error) {
+		ctx, cancel := context.WithTimeout(s.Engine.Context(ctx), opTimeout)
+		defer cancel()
+		size, err := image.Measure(ctx, s.client.SnapshotService(c.Snapshotter), c.ID)
+		if err == nil {
+			s.usage.put(c.ID, size)
+		}
+		if _, gone := s.Store.Containers.Get(c.ID); notFound(gone) {
+			s.usage.forget(c.ID)
+		}
+		return "", err
+	})
+	now, known := s.usage.get(c.ID)
+	switch {
+	case errdefs.IsNotFound(err):
 		return Usage{}, err
+	case known:
+		return now, nil
+	case err != nil:
+		return Usage{}, fmt.Errorf("size of the writable layer of container %s: %w", c.ID, err)
 	}
-	now := Usage{size, time.Now()}
-	s.usage.mu.Lock()
-	defer s.usage.mu.Unlock()
-	if s.usage.known == nil {
-		s.usage.known = map[string]Usage{}
-	}
-	s.usage.known[c.ID] = now
-	return now, nil
+	return Usage{}, fmt.Errorf("container %s: removed meanwhile: %w", c.ID, errdefs.ErrNotFound)
 }

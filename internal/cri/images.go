@@ -51,7 +51,7 @@ func (s *Server) PullImage(ctx context.Context, req *runtime.PullImageRequest) (
 	if err := validateImage("image", req.GetImage()); err != nil {
 		return nil, err
 	}
-	id, err := s.Images.Pull(ctx, image.PullRequest{Image: req.GetImage(), Auth: req.GetAuth(), SandboxConfig: req.GetSandboxConfig()})
+	id, err := s.Images.Pull(ctx, image.PullRequest{Image: req.GetImage(), Auth: req.GetAuth()})
 	if err != nil {
 		return nil, err
 	}

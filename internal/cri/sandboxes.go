@@ -12,6 +12,7 @@ import (
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"berth/internal/container"
+	"berth/internal/network"
 	"berth/internal/record"
 	"berth/internal/sandbox"
 	"berth/internal/spec"
@@ -46,7 +47,7 @@ func (s *Server) RemovePodSandbox(ctx context.Context, req *runtime.RemovePodSan
 }
 
 // PodSandboxStatus implements the CRI.
-func (s *Server) PodSandboxStatus(_ context.Context, req *runtime.PodSandboxStatusRequest) (*runtime.PodSandboxStatusResponse, error) {
+func (s *Server) PodSandboxStatus(ctx context.Context, req *runtime.PodSandboxStatusRequest) (*runtime.PodSandboxStatusResponse, error) {
 	box, err := s.box(req.GetPodSandboxId())
 	if err != nil {
 		return nil, err
@@ -58,7 +59,7 @@ func (s *Server) PodSandboxStatus(_ context.Context, req *runtime.PodSandboxStat
 	}
 	resp := &runtime.PodSandboxStatusResponse{Status: sandbox.Status(box), ContainersStatuses: containers, Timestamp: at.UnixNano()}
 	if req.GetVerbose() {
-		resp.Info, err = info(map[string]any{"info": s.boxInfo(box)})
+		resp.Info, err = info(map[string]any{"info": s.boxInfo(ctx, box)})
 	}
 	return resp, err
 }
@@ -93,7 +94,7 @@ func (s *Server) statuses(sandboxID string) ([]*runtime.ContainerStatus, error) 
 }
 
 // boxInfo has the keys that users of crictl know.
-func (s *Server) boxInfo(box *record.Sandbox) map[string]any {
+func (s *Server) boxInfo(ctx context.Context, box *record.Sandbox) map[string]any {
 	namespaces := []map[string]string{}
 	add := func(kind, pin string) {
 		namespaces = append(namespaces, map[string]string{"type": kind, "path": s.Paths.Namespace(box.ID, pin)})
@@ -112,9 +113,26 @@ func (s *Server) boxInfo(box *record.Sandbox) map[string]any {
 	}
 	return map[string]any{
 		"pid": pid, "runtimeHandler": box.Handler, "config": box.Config, "state": box.State,
-		"cgroupParent": box.CgroupParent, "network": box.Network,
+		"cgroupParent": box.CgroupParent, "network": box.Network, "networkCheck": s.checkNetwork(ctx, box),
 		"runtimeSpec": map[string]any{"linux": map[string]any{"namespaces": namespaces}},
 	}
+}
+
+// checkTimeout bounds the check of a pod's network, for a client that waits.
+const checkTimeout = 10 * time.Second
+
+// checkNetwork is what the plugins say of a pod's network (CNI's CHECK): "ok",
+// what is wrong with it, or nothing where there is none.
+func (s *Server) checkNetwork(ctx context.Context, box *record.Sandbox) string {
+	if box.State != record.SandboxReady || spec.HostNetwork(box.Config) {
+		return ""
+	}
+	ctx, cancel := context.WithTimeout(ctx, checkTimeout)
+	defer cancel()
+	if err := s.Network.Check(ctx, network.Pod{ID: box.ID, NetNS: s.Paths.Namespace(box.ID, "net")}); err != nil {
+		return err.Error()
+	}
+	return "ok"
 }
 
 // ListPodSandbox implements the CRI.

@@ -21,7 +21,10 @@ func (s *Server) ContainerStats(ctx context.Context, req *runtime.ContainerStats
 		return nil, err
 	}
 	one, err := s.containerStats(ctx, c)
-	return &runtime.ContainerStatsResponse{Stats: one}, err
+	if err != nil {
+		return nil, err
+	}
+	return &runtime.ContainerStatsResponse{Stats: one}, nil
 }
 
 // ListContainerStats implements the CRI: containers that run, unless an ID asks
@@ -46,25 +49,34 @@ func (s *Server) ListContainerStats(ctx context.Context, req *runtime.ListContai
 	return resp, nil
 }
 
+// containerStats leaves out what cannot be read now: an error in one container
+// is not to hide the others of the node. ErrNotFound: the container is gone.
 func (s *Server) containerStats(ctx context.Context, c *record.Container) (*runtime.ContainerStats, error) {
 	var used *stats.Usage
 	if c.State == record.ContainerRunning {
 		var err error
 		if used, err = s.Stats.Container(c.ID, c.Cgroup); err != nil && !errdefs.IsNotFound(err) {
-			return nil, err
+			s.Log.Debug("statistics without the cgroup's part", "container", c.ID, "err", err)
 		}
 	}
+	var fs *runtime.FilesystemUsage
 	layer, err := s.Containers.LayerUsage(ctx, c)
-	if err != nil {
+	switch {
+	case errdefs.IsNotFound(err):
 		return nil, err
+	case ctx.Err() != nil:
+		return nil, ctx.Err()
+	case err != nil:
+		s.Log.Debug("statistics without the file system's part", "container", c.ID, "err", err)
+	default:
+		fs = &runtime.FilesystemUsage{
+			Timestamp: layer.At.UnixNano(), FsId: &runtime.FilesystemIdentifier{Mountpoint: s.FSPath},
+			UsedBytes: &runtime.UInt64Value{Value: uint64(layer.Size)}, InodesUsed: &runtime.UInt64Value{Value: uint64(layer.Inodes)},
+		}
 	}
 	return stats.AssembleContainer(
 		&runtime.ContainerAttributes{Id: c.ID, Metadata: c.Config.GetMetadata(), Labels: c.Config.GetLabels(), Annotations: c.Config.GetAnnotations()},
-		used,
-		&runtime.FilesystemUsage{
-			Timestamp: layer.At.UnixNano(), FsId: &runtime.FilesystemIdentifier{Mountpoint: s.FSPath},
-			UsedBytes: &runtime.UInt64Value{Value: uint64(layer.Size)}, InodesUsed: &runtime.UInt64Value{Value: uint64(layer.Inodes)},
-		}), nil
+		used, fs), nil
 }
 
 // PodSandboxStats implements the CRI.
@@ -74,7 +86,10 @@ func (s *Server) PodSandboxStats(ctx context.Context, req *runtime.PodSandboxSta
 		return nil, err
 	}
 	one, err := s.boxStats(ctx, box)
-	return &runtime.PodSandboxStatsResponse{Stats: one}, err
+	if err != nil {
+		return nil, err
+	}
+	return &runtime.PodSandboxStatsResponse{Stats: one}, nil
 }
 
 // ListPodSandboxStats implements the CRI: sandboxes that are ready, unless an
@@ -99,6 +114,7 @@ func (s *Server) ListPodSandboxStats(ctx context.Context, req *runtime.ListPodSa
 	return resp, nil
 }
 
+// boxStats leaves out what cannot be read now, as containerStats does.
 func (s *Server) boxStats(ctx context.Context, box *record.Sandbox) (*runtime.PodSandboxStats, error) {
 	var containers []*runtime.ContainerStats
 	for _, c := range s.Store.Containers.List() {
@@ -106,6 +122,9 @@ func (s *Server) boxStats(ctx context.Context, box *record.Sandbox) (*runtime.Po
 			continue
 		}
 		one, err := s.containerStats(ctx, c)
+		if errdefs.IsNotFound(err) {
+			continue // removed meanwhile
+		}
 		if err != nil {
 			return nil, err
 		}
@@ -117,11 +136,11 @@ func (s *Server) boxStats(ctx context.Context, box *record.Sandbox) (*runtime.Po
 	if box.State == record.SandboxReady {
 		// The pod's cgroup is the parent of those of its containers.
 		if used, err = s.Stats.Pod(box.ID, path.Dir(s.Cgroups.Path(box.CgroupParent, box.ID))); err != nil && !errdefs.IsNotFound(err) {
-			return nil, err
+			s.Log.Debug("statistics without the cgroup's part", "sandbox", box.ID, "err", err)
 		}
 		if !spec.HostNetwork(box.Config) {
 			if network, err = stats.Network(s.Paths.Namespace(box.ID, "net")); err != nil && !errdefs.IsNotFound(err) {
-				return nil, err
+				s.Log.Debug("statistics without the network's part", "sandbox", box.ID, "err", err)
 			}
 		}
 	}

@@ -60,6 +60,8 @@ type parts struct {
 	images     *image.Store
 	network    *network.Network
 	hold       *supervisor.Hold
+	fleet      *supervisor.Fleet
+	left       []string // supervisors of the last run
 	reaper     *supervisor.Reaper
 	events     *events.Bus[*runtime.ContainerEventResponse]
 	containers *container.Service
@@ -79,12 +81,15 @@ func Run(ctx context.Context, o Options) (err error) {
 		do   func(context.Context) error
 	}{
 		{"directories", p.openDirectories},
+		{"socket", p.claimAddress},
 		{"records", p.openRecords},
 		{"machine", p.readMachine},
+		// Before containerd, which drops the tasks of a supervisor that does not
+		// answer.
+		{"supervisor", p.openSupervisor},
 		{"containerd", p.startEngine},
 		{"images", p.openImages},
 		{"network", p.openNetwork},
-		{"supervisor", p.openSupervisor},
 		{"pods", p.openLifecycles},
 		{"streams", p.startStreams},
 		{"reconcile", p.reconcile},
@@ -107,16 +112,41 @@ func (p *parts) close() error {
 	return errors.Join(errs...)
 }
 
+// openDirectories makes and locks the directories. Below those of pods and
+// containers are files that a container made: volumes, with setuid programs
+// perhaps, and its image while it is mounted. Only root may reach them;
+// containers get theirs by bind mounts.
 func (p *parts) openDirectories(context.Context) error {
 	for _, dir := range []string{p.paths.Root, p.paths.State} {
-		if err := os.MkdirAll(dir, 0o711); err != nil {
+		if err := ownDirectory(dir, 0o711); err != nil {
 			return err
 		}
-		file, err := lock(dir, filepath.Join(dir, filepath.Base(p.paths.Lock())), p.Config.Address)
+		file, err := lock("directory "+dir, filepath.Join(dir, filepath.Base(p.paths.Lock())), p.Config.Address)
 		if err != nil {
 			return err
 		}
 		p.later(file.Close)
+	}
+	for _, dir := range []string{p.paths.Sandboxes(), p.paths.Containers(), p.paths.SandboxStates(), p.paths.ContainerStates()} {
+		if err := ownDirectory(dir, 0o700); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// ownDirectory makes a directory, or takes from one that is there what its mode
+// has beyond the one given.
+func ownDirectory(dir string, mode os.FileMode) error {
+	if err := os.MkdirAll(dir, mode); err != nil {
+		return err
+	}
+	info, err := os.Stat(dir)
+	if err != nil {
+		return err
+	}
+	if have := info.Mode().Perm(); have&^mode != 0 {
+		return os.Chmod(dir, have&mode)
 	}
 	return nil
 }
@@ -140,8 +170,13 @@ func (p *parts) readMachine(context.Context) (err error) {
 		return err
 	}
 	p.later(p.cgroups.Close)
-	p.kernel, err = spec.ReadKernel()
-	return err
+	if p.kernel, err = spec.ReadKernel(); err != nil {
+		return err
+	}
+	if p.kernel.SwapAccounting, err = p.cgroups.SwapLimits(); err != nil {
+		p.Log.Warn("containers with a memory limit get none for swap if the kernel can limit it; see to the cgroups and restart berth", "err", err)
+	}
+	return nil
 }
 
 func (p *parts) startEngine(ctx context.Context) (err error) {
@@ -150,7 +185,7 @@ func (p *parts) startEngine(ctx context.Context) (err error) {
 	} else {
 		p.engine, err = engine.StartEmbedded(ctx, engine.Options{
 			Root: p.paths.Containerd(), State: p.paths.ContainerdState(), Socket: p.paths.ContainerdSocket(),
-			ShimDirs: []string{p.libexec()}, Log: p.Log,
+			ShimDirs: []string{p.libexec(), filepath.Dir(p.supervisorBinary())}, Shims: p.shimPaths(), Log: p.Log,
 		})
 	}
 	if err != nil {
@@ -158,6 +193,17 @@ func (p *parts) startEngine(ctx context.Context) (err error) {
 	}
 	p.later(p.engine.Close)
 	return nil
+}
+
+// shimPaths are the shims that handlers give as paths.
+func (p *parts) shimPaths() []string {
+	var paths []string
+	for _, h := range p.Config.Runtime.Handlers {
+		if filepath.IsAbs(h.Type) {
+			paths = append(paths, h.Type)
+		}
+	}
+	return paths
 }
 
 func (p *parts) libexec() string { return p.Config.Libexec(p.Executable) }
@@ -190,7 +236,7 @@ func (p *parts) openNetwork(context.Context) (err error) {
 	p.network, err = network.New(network.Options{
 		ConfDir: n.ConfDir, BinDirs: p.Config.CNIBinDirs(p.Executable), CacheDir: p.paths.CNI(),
 		Default: n.Default, DefaultBridge: n.DefaultBridge, DefaultSubnet: n.DefaultSubnet, DefaultSubnet6: n.DefaultSubnet6,
-		Timeout: n.Timeout.Duration, Log: p.Log,
+		Exclusive: n.Exclusive, Timeout: n.Timeout.Duration, InProcess: n.Builtin, Log: p.Log,
 	})
 	if err != nil {
 		return err
@@ -207,7 +253,7 @@ func (p *parts) openSupervisor(ctx context.Context) (err error) {
 		return err
 	}
 	p.later(p.hold.Close)
-	return nil
+	return p.openFleet(ctx)
 }
 
 // supervisorBinary is installed with the other programs, and stands beside
@@ -227,13 +273,15 @@ func (p *parts) openLifecycles(context.Context) error {
 	handlers := map[string]container.Handler{}
 	for name, h := range p.Config.Runtime.Handlers {
 		handlers[name] = container.Handler{
-			Type: h.Type, Binary: p.Config.RuncBinary(h, p.Executable),
+			Type: h.Type, Binary: p.Config.RuncBinary(h, p.Executable), Supervisor: h.SupervisorOf(),
 			PrivilegedWithoutHostDevices: h.PrivilegedWithoutHostDevices,
+			PodAnnotations:               h.PodAnnotations, ContainerAnnotations: h.ContainerAnnotations,
 		}
 	}
 	p.containers = container.New(container.Options{
 		Paths: p.paths, Store: p.store, Steps: p.steps, Engine: p.engine, Images: p.images, Hold: p.hold,
-		Cgroups: p.cgroups, Events: publisher, Log: p.Log, Handlers: handlers,
+		Supervisors: fleet{p.fleet}, SupervisorBinary: p.supervisorBinary(),
+		Cgroups: p.cgroups, Events: publisher, Log: p.Log, Handlers: handlers, LostOutput: p.metrics.LostOutput,
 		Snapshotter: p.Config.Containerd.Snapshotter, Kernel: p.kernel, AppArmorDefault: p.loadAppArmor(),
 	})
 	p.later(p.containers.Close)
@@ -273,8 +321,17 @@ func (p *parts) startStreams(context.Context) (err error) {
 func (p *parts) criOptions() cri.Options {
 	return cri.Options{
 		Sandboxes: p.sandboxes, Containers: p.containers, Images: p.images, Network: p.network, Engine: p.engine,
-		Store: p.store, Stats: stats.New(p.cgroups), Cgroups: p.cgroups, Streams: p.streams, Events: p.events,
+		Store: p.store, Stats: stats.New(p.cgroups, p.hasRecord), Cgroups: p.cgroups, Streams: p.streams, Events: p.events,
 		Metrics: p.metrics, Paths: p.paths, Kernel: p.kernel, Handlers: p.handlerNames(), FSPath: p.fsPath(),
 		Config: p.Config, Log: p.Log,
 	}
+}
+
+// hasRecord tells whether an ID is that of a sandbox or a container.
+func (p *parts) hasRecord(id string) bool {
+	if _, err := p.store.Containers.Get(id); err == nil {
+		return true
+	}
+	_, err := p.store.Sandboxes.Get(id)
+	return err == nil
 }

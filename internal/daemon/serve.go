@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"net"
 	"net/http"
-	"os"
 	"time"
 
 	"github.com/containerd/containerd/v2/contrib/apparmor"
@@ -42,7 +41,7 @@ func (p *parts) reconcile(ctx context.Context) error {
 		return nil
 	})
 	p.collectNetwork(ctx)
-	return nil
+	return p.releaseLeft()
 }
 
 // collectNetwork gives back addresses that no pod has. It must not run beside
@@ -85,10 +84,11 @@ func (p *parts) countObjects() []telemetry.Count {
 
 // serve answers calls until ctx ends.
 func (p *parts) serve(ctx context.Context) error {
-	listener, err := listen(p.Config.Address)
+	listener, remove, err := listen(p.Config.Address)
 	if err != nil {
 		return err
 	}
+	p.later(remove)
 	server := cri.Register(p.criOptions())
 	failed := make(chan error, 2)
 	go func() { failed <- server.Serve(listener) }()
@@ -127,22 +127,6 @@ func (p *parts) stopServing(server *grpc.Server) error {
 		<-done
 	}
 	return nil
-}
-
-// listen takes the socket's place; the lock on the root says that nobody
-// serves it.
-func listen(address string) (net.Listener, error) {
-	if err := os.Remove(address); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return nil, err
-	}
-	listener, err := net.Listen("unix", address)
-	if err != nil {
-		return nil, err
-	}
-	if err := os.Chmod(address, 0o660); err != nil {
-		return nil, errors.Join(err, listener.Close())
-	}
-	return listener, nil
 }
 
 func (p *parts) serveMetrics(failed chan<- error) error {

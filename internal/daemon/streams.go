@@ -2,11 +2,9 @@ package daemon
 
 import (
 	"context"
-	"fmt"
 	"io"
 
 	"k8s.io/cri-streaming/pkg/streaming/remotecommand"
-	utilexec "k8s.io/utils/exec"
 
 	"berth/internal/container"
 	"berth/internal/paths"
@@ -29,7 +27,7 @@ func (s *streams) Exec(ctx context.Context, id string, cmd []string, in io.Reade
 		return err
 	}
 	if code != 0 {
-		return &utilexec.CodeExitError{Err: fmt.Errorf("command %q ended with exit code %d", cmd[0], code), Code: int(code)}
+		return stream.ExitError(int(code))
 	}
 	return nil
 }

@@ -37,7 +37,7 @@ func (e *exam) cni() {
 		file, plugins = "the built-in default network", []string{"bridge", "host-local", "portmap"}
 	}
 	var missing []string
-	for _, plugin := range append(plugins, "loopback") {
+	for _, plugin := range plugins {
 		if findIn(dirs, plugin) == "" && !slices.Contains(missing, plugin) {
 			missing = append(missing, plugin)
 		}
@@ -136,6 +136,9 @@ func (e *exam) programs() {
 	}
 	for _, name := range sortedKeys(e.Config.Runtime.Handlers) {
 		handler := e.Config.Runtime.Handlers[name]
+		if handler.SupervisorOf() != "" {
+			continue // looked at above
+		}
 		check := "runtime " + name
 		report := e.warn
 		if name == e.Config.Runtime.DefaultHandler {

@@ -40,7 +40,7 @@ var bundleParents = []string{"io.containerd.runtime.v2.task", "io.containerd.san
 
 // shimEnd is how long a killed process may take to be gone, and how long a
 // "shim delete" may still take.
-const shimEnd = 5 * time.Second
+var shimEnd = 5 * time.Second
 
 // sweepShims removes what containerd's own recovery of shims passes over.
 func (o *Options) sweepShims(ctx context.Context) error {
@@ -67,6 +67,48 @@ func (o *Options) isOurs(cmdline []string) bool {
 		slices.Contains(cmdline, "-id") && slices.Contains(cmdline, "-namespace")
 }
 
+// shimProcesses lists the processes that are shims of this engine, or short
+// calls of shim binaries for it. A container can have any command line; so
+// only processes count that run on the host itself, as root, as a shim does.
+func (o *Options) shimProcesses(match func(cmdline []string) bool) ([]host.Process, error) {
+	ours, err := host.InOurNamespaces()
+	if err != nil {
+		return nil, err
+	}
+	names := map[string]bool{shimPrefix[:maxComm]: true}
+	for _, path := range o.Shims {
+		name := filepath.Base(path)
+		names[name[:min(len(name), maxComm)]] = true
+	}
+	return host.FindProcesses(match, func(pid int) bool { return ours(pid) && isOwn(pid) && names[commOf(pid)] })
+}
+
+const (
+	shimPrefix = "containerd-shim-"
+	// maxComm is how much of a program's name the kernel keeps.
+	maxComm = 15
+)
+
+// isOwn tells whether a process has this one's user.
+func isOwn(pid int) bool {
+	info, err := os.Stat(filepath.Join("/proc", strconv.Itoa(pid)))
+	if err != nil {
+		return false
+	}
+	stat, ok := info.Sys().(*syscall.Stat_t)
+	return ok && stat.Uid == uint32(os.Geteuid())
+}
+
+// commOf is the name by which a process's program was executed, cut short: of
+// a link its own, and unlike /proc/PID/exe it outlives the file.
+func commOf(pid int) string {
+	comm, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(pid), "comm"))
+	if err != nil {
+		return "" // ended meanwhile
+	}
+	return strings.TrimSuffix(string(comm), "\n")
+}
+
 // findShims lists the shims of this engine, once the short calls of shim
 // binaries that a killed daemon left running have ended: "start" is killed,
 // "delete" may end. Looking through all processes takes milliseconds, so it is
@@ -74,7 +116,7 @@ func (o *Options) isOurs(cmdline []string) bool {
 func (o *Options) findShims(ctx context.Context) ([]host.Process, error) {
 	for pass := 0; ; pass++ {
 		var actions []string
-		shims, err := host.FindProcesses(func(cmdline []string) bool {
+		shims, err := o.shimProcesses(func(cmdline []string) bool {
 			ours := o.isOurs(cmdline)
 			if ours {
 				actions = append(actions, cmdline[len(cmdline)-1])
@@ -93,36 +135,46 @@ func (o *Options) findShims(ctx context.Context) ([]host.Process, error) {
 	}
 }
 
-// endHelpers ends the calls that findShims speaks of.
+// endHelpers ends the calls that findShims speaks of. All have the same time.
 func (o *Options) endHelpers(ctx context.Context) error {
 	for _, action := range []string{"start", "delete"} {
-		found, err := host.FindProcesses(func(cmdline []string) bool {
+		found, err := o.shimProcesses(func(cmdline []string) bool {
 			return o.isOurs(cmdline) && cmdline[len(cmdline)-1] == action
 		})
 		if err != nil {
 			return err
 		}
-		for _, p := range found {
-			if action == "delete" {
-				wait, cancel := context.WithTimeout(ctx, shimEnd)
+		if action == "delete" {
+			wait, cancel := context.WithTimeout(ctx, shimEnd)
+			for _, p := range found {
 				_ = p.Wait(wait) // killed below if it has not ended
-				cancel()
 			}
-			if err := kill(ctx, p); err != nil {
-				o.Log.Warn("a shim's helper that a killed daemon left does not end", "action", action, "pid", p.PID, "err", err)
-			}
+			cancel()
 		}
+		o.kill(ctx, found, "a shim's helper that a killed daemon left does not end", "action", action)
 	}
 	return nil
 }
 
-func kill(ctx context.Context, p host.Process) error {
-	if err := p.Signal(syscall.SIGKILL); err != nil && !errdefs.IsNotFound(err) {
-		return err
-	}
+// kill kills processes and waits until all are gone, for one time. It tells of
+// those that are not.
+func (o *Options) kill(ctx context.Context, list []host.Process, complaint string, attrs ...any) {
 	ctx, cancel := context.WithTimeout(ctx, shimEnd)
 	defer cancel()
-	return p.Wait(ctx)
+	errs := make([]error, len(list))
+	for i, p := range list {
+		if errs[i] = p.Signal(syscall.SIGKILL); errdefs.IsNotFound(errs[i]) {
+			errs[i] = nil
+		}
+	}
+	for i, p := range list {
+		if errs[i] == nil {
+			errs[i] = p.Wait(ctx)
+		}
+		if errs[i] != nil {
+			o.Log.Warn(complaint, append(slices.Clone(attrs), "pid", p.PID, "err", errs[i])...)
+		}
+	}
 }
 
 // sweepBundles notes the sockets that a plugin's bundles name, and removes
@@ -226,11 +278,7 @@ func (o *Options) killOrphans(ctx context.Context, shims []host.Process, live ma
 		if err != nil {
 			return err
 		}
-		for _, p := range append([]host.Process{shim}, below...) {
-			if err := kill(ctx, p); err != nil {
-				o.Log.Warn("a process of a shim that no bundle names does not end", "shim", shim.PID, "pid", p.PID, "err", err)
-			}
-		}
+		o.kill(ctx, append([]host.Process{shim}, below...), "a process of a shim that no bundle names does not end", "shim", shim.PID)
 		o.Log.Info("killed a shim that no bundle names", "pid", shim.PID, "below", len(below))
 	}
 	return nil

@@ -41,7 +41,7 @@ func (e *Engine) MakeContainer(ctx context.Context, c containers.Container, pare
 		return nil, err
 	}
 	prepared := false
-	err = db.Update(func(tx *bolt.Tx) (err error) {
+	both := func(tx *bolt.Tx) (err error) {
 		ctx := boltutil.WithTransaction(ctx, tx)
 		if c, err = metadata.NewContainerStore(db).Create(ctx, c); err != nil {
 			return err
@@ -49,7 +49,8 @@ func (e *Engine) MakeContainer(ctx context.Context, c containers.Container, pare
 		mounts, err = snapshotter.Prepare(ctx, c.SnapshotKey, parent, labels)
 		prepared = err == nil
 		return err
-	})
+	}
+	err = e.embedded.uncollected(func() error { return db.Update(both) })
 	if err != nil && prepared {
 		// The snapshotter has what its owner's database took back.
 		err = errors.Join(err, e.collect(context.WithoutCancel(ctx), c.Snapshotter))
@@ -96,6 +97,14 @@ func (e *Engine) DropContainer(ctx context.Context, id, snapshotter string) erro
 		return nil
 	}
 	return e.client.EventService().Publish(ctx, "/containers/delete", &eventstypes.ContainerDelete{ID: id})
+}
+
+// uncollected runs f while no garbage is collected. f is as short as a
+// transaction: the collection waits for it, and the next f for the collection.
+func (m *embedded) uncollected(f func() error) error {
+	m.parts.gate.RLock()
+	defer m.parts.gate.RUnlock()
+	return f()
 }
 
 // stores are the embedded databases of containers and of the snapshotter.

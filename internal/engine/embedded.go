@@ -28,13 +28,16 @@ import (
 	"google.golang.org/grpc"
 )
 
-// Options configure an embedded engine. All but ShimDirs are required.
+// Options configure an embedded engine. All but ShimDirs and Shims are required.
 type Options struct {
 	// Root is containerd's persistent directory, State its volatile one,
 	// Socket the path of its gRPC socket; absolute.
 	Root, State, Socket string
 	// ShimDirs are where shim binaries are looked up before PATH.
 	ShimDirs []string
+	// Shims are the paths of shim binaries that are named otherwise than
+	// containerd-shim-*. What a kill leaves of them is found by these.
+	Shims []string
 	// Log receives containerd's log lines too: its warnings and errors as
 	// they are, its info as debug.
 	Log *slog.Logger
@@ -79,6 +82,9 @@ type parts struct {
 	// snapshotters are the bare ones, without containerd's metadata before
 	// them.
 	snapshotters map[string]snapshots.Snapshotter
+	log          *slog.Logger
+	// gate keeps garbage collection from what is being made; see collect.go.
+	gate sync.RWMutex
 }
 
 // partsKey is the key in a context of the *parts to fill.
@@ -124,13 +130,8 @@ func (p *parts) fill(ic *plugin.InitContext) error {
 		return err
 	}
 	p.db = db.(*metadata.DB)
-	bare, err := ic.GetByType(plugins.SnapshotPlugin)
-	if err != nil {
+	if p.snapshotters, err = bareSnapshotters(ic); err != nil {
 		return err
-	}
-	p.snapshotters = map[string]snapshots.Snapshotter{}
-	for name, s := range bare {
-		p.snapshotters[name] = s.(snapshots.Snapshotter)
 	}
 	// The address is for what has no in-memory form: sandbox controllers,
 	// health, version. It is not dialled before it is used.
@@ -138,6 +139,19 @@ func (p *parts) fill(ic *plugin.InitContext) error {
 		containerd.WithInMemoryServices(ic), containerd.WithDefaultNamespace(Namespace),
 		containerd.WithExtraDialOpts([]grpc.DialOption{grpc.WithContextDialer(dialUnix)}))
 	return err
+}
+
+// bareSnapshotters are those without containerd's metadata before them.
+func bareSnapshotters(ic *plugin.InitContext) (map[string]snapshots.Snapshotter, error) {
+	found, err := ic.GetByType(plugins.SnapshotPlugin)
+	if err != nil {
+		return nil, err
+	}
+	bare := map[string]snapshots.Snapshotter{}
+	for name, s := range found {
+		bare[name] = s.(snapshots.Snapshotter)
+	}
+	return bare, nil
 }
 
 // StartEmbedded starts a containerd in this process. What a killed predecessor
@@ -161,7 +175,7 @@ func StartEmbedded(ctx context.Context, o Options) (*Engine, error) {
 		return nil, fmt.Errorf("embedded containerd: putting right what a killed predecessor left: %w", err)
 	}
 
-	p := &parts{state: o.State}
+	p := &parts{state: o.State, log: o.Log}
 	run, cancel := context.WithCancel(context.WithValue(o.logContext(context.WithoutCancel(ctx)), partsKey{}, p))
 	srv, err := server.New(run, conf)
 	e := &Engine{client: p.client, address: o.Socket, log: o.Log,

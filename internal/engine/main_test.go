@@ -156,11 +156,19 @@ type daemon struct {
 	end sync.Once
 }
 
+// softFiles is a daemon's soft limit of open files, as systemd gives services
+// a lower one than the hard one.
+const softFiles = "1000"
+
 // startDaemon starts a process with an embedded engine in dir, killed at the
 // test's end.
 func startDaemon(t *testing.T, dir string, env ...string) *daemon {
 	t.Helper()
-	d := &daemon{cmd: exec.Command("/proc/self/exe"), log: &lines{}}
+	exe, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	d := &daemon{cmd: exec.Command("/bin/busybox", "sh", "-c", "ulimit -Sn "+softFiles+`; exec "$0"`, exe), log: &lines{}}
 	d.cmd.Env = append(append(os.Environ(), serveEnv+"="+dir), env...)
 	d.cmd.Stderr = d.log
 	// Its shims inherit stderr's pipe: do not wait for it.

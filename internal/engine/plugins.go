@@ -2,7 +2,8 @@ package engine
 
 // The plugins that the embedded containerd is made of. What is not here is not
 // in it: no CRI plugin, no tracing exporter, no metrics or debug server, no
-// monitors that poll cgroups.
+// monitors that poll cgroups. The garbage collection's scheduler and the overlay
+// snapshotter's plugin are our own: see collect.go.
 import (
 	// Task options of the runc shim, so that they can be decoded.
 	_ "github.com/containerd/containerd/api/types/runc/options"
@@ -11,7 +12,6 @@ import (
 	_ "github.com/containerd/containerd/v2/plugins/content/local/plugin"
 	_ "github.com/containerd/containerd/v2/plugins/diff/walking/plugin"
 	_ "github.com/containerd/containerd/v2/plugins/events"
-	_ "github.com/containerd/containerd/v2/plugins/gc"
 	_ "github.com/containerd/containerd/v2/plugins/leases"
 	_ "github.com/containerd/containerd/v2/plugins/metadata"
 	_ "github.com/containerd/containerd/v2/plugins/mount"
@@ -36,7 +36,6 @@ import (
 	_ "github.com/containerd/containerd/v2/plugins/services/version"
 	_ "github.com/containerd/containerd/v2/plugins/services/warning"
 	_ "github.com/containerd/containerd/v2/plugins/snapshots/native/plugin"
-	_ "github.com/containerd/containerd/v2/plugins/snapshots/overlay/plugin"
 	_ "github.com/containerd/containerd/v2/plugins/streaming"
 	_ "github.com/containerd/containerd/v2/plugins/transfer"
 )

@@ -7,7 +7,6 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -282,28 +281,6 @@ func removeRunc(t *testing.T, id string) {
 		if err := os.Remove(g); err != nil {
 			t.Error(err)
 		}
-	}
-}
-
-// A killed daemon's "shim start" still runs: it is ended before it makes a shim
-// that nobody knows.
-func TestHelperThatStillRuns(t *testing.T) {
-	dir := tempDir(t)
-	o := optionsIn(dir, nil)
-	cmd := exec.Command("/bin/busybox", "sh", "-c", "read x", "-namespace", "k8s.io", "-id", "x", "-address", o.Socket, "start")
-	in, err := cmd.StdinPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer in.Close()
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	ended := make(chan error, 1)
-	go func() { ended <- cmd.Wait() }()
-	start(t, dir)
-	if err := <-ended; err == nil || !strings.Contains(err.Error(), "killed") {
-		t.Errorf("the helper ended with %v", err)
 	}
 }
 

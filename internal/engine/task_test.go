@@ -7,12 +7,14 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
 
 	containerd "github.com/containerd/containerd/v2/client"
+	"github.com/containerd/containerd/v2/core/containers"
 	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/containerd/v2/pkg/cio"
 	"github.com/containerd/containerd/v2/pkg/oci"
@@ -68,7 +70,7 @@ func (p *pod) create(t *testing.T, id, script string, stdout *lines) containerd.
 		containerd.WithRuntime(runcShim, nil),
 		containerd.WithNewSpec(
 			oci.WithProcessArgs("/bin/busybox", "sh", "-c", script), oci.WithRootFSPath("rootfs"),
-			oci.WithHostNamespace("network"), oci.WithCgroup("/"+p.name+"/"+id),
+			oci.WithHostNamespace("network"), withoutLimits, oci.WithCgroup("/"+p.name+"/"+id),
 			oci.WithAnnotations(map[string]string{"io.kubernetes.cri.sandbox-id": p.name})))
 	if err != nil {
 		t.Fatal(err)
@@ -150,6 +152,13 @@ func wait(t *testing.T, e *Engine, task containerd.Task) uint32 {
 		t.Fatal(status.Error())
 	}
 	return status.ExitCode()
+}
+
+// withoutLimits takes out the limits that containerd's own spec has, for
+// berth's has none.
+func withoutLimits(_ context.Context, _ oci.Client, _ *containers.Container, s *oci.Spec) error {
+	s.Process.Rlimits = nil
+	return nil
 }
 
 // shims are the shim processes of the engine at socket.
@@ -308,4 +317,22 @@ func initOf(t *testing.T, id string) host.Process {
 		t.Fatal(err)
 	}
 	return proc
+}
+
+// The daemon, its shims and runc raise their own soft limit of open files as Go
+// programs do; a container has the one that the daemon was started with.
+func TestContainersKeepTheSoftLimit(t *testing.T) {
+	dir := tempDir(t)
+	startDaemon(t, dir)
+	c := connect(t, filepath.Join(dir, "c.sock"))
+	p := newPod(t, c)
+	p.run(t, "limited", "exec /bin/busybox sleep 1000")
+	limits, err := os.ReadFile(fmt.Sprintf("/proc/%d/limits", initOf(t, "limited").PID))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !regexp.MustCompile(`(?m)^Max open files +` + softFiles + ` `).Match(limits) {
+		t.Errorf("limits:\n%s", limits)
+	}
+	p.remove(t, "limited")
 }

@@ -6,7 +6,9 @@ import (
 	"fmt"
 	"strings"
 	"sync"
+	"time"
 
+	"github.com/containerd/errdefs"
 	systemd "github.com/coreos/go-systemd/v22/dbus"
 	"github.com/godbus/dbus/v5"
 )
@@ -16,10 +18,17 @@ type units interface {
 	// StartSlice makes a slice and those that it is in. One that is there is
 	// no error.
 	StartSlice(ctx context.Context, name string) error
+	// StartScope makes a scope of a process.
+	StartScope(ctx context.Context, name string, pid int) error
+	// SetProperties sets properties of a unit until it ends.
+	SetProperties(ctx context.Context, name string, properties []systemd.Property) error
 	// Stop ends a unit. One that is not there is no error.
 	Stop(ctx context.Context, name string) error
 	Close() error
 }
+
+// dialTimeout bounds a connection, until the bus has greeted.
+var dialTimeout = 10 * time.Second
 
 // systemdUnits asks the machine's systemd over D-Bus. It connects when first
 // needed, and again when the connection broke.
@@ -27,66 +36,131 @@ type systemdUnits struct {
 	v2   bool
 	dial func(context.Context) (*systemd.Conn, error) // nil: the machine's
 
-	mu   sync.Mutex // guards conn; not held during a call
-	conn *systemd.Conn
+	mu     sync.Mutex // guards what follows; not held during a call or a dial
+	link   *link      // nil: none
+	closed bool
 }
 
-func (s *systemdUnits) connect(ctx context.Context) (*systemd.Conn, error) {
+// A link is one connection, perhaps yet to be made. All who need it wait for
+// the same one; a goroutine makes it.
+type link struct {
+	done   chan struct{} // closed when the rest is set
+	conn   *systemd.Conn
+	err    error
+	cancel context.CancelFunc // ends the attempt, and the connection
+}
+
+func (l *link) close() {
+	l.cancel()
+	<-l.done
+	if l.conn != nil {
+		l.conn.Close()
+	}
+}
+
+// usable tells whether the link works, or may yet.
+func (l *link) usable() bool {
+	select {
+	case <-l.done:
+		return l.err == nil && l.conn.Connected()
+	default:
+		return true
+	}
+}
+
+func (s *systemdUnits) connect(ctx context.Context) (*link, error) {
+	l, broken, err := s.take()
+	if broken != nil {
+		broken.close()
+	}
+	if err != nil {
+		return nil, err
+	}
+	select {
+	case <-l.done:
+	case <-ctx.Done():
+		return nil, fmt.Errorf("connect to systemd over D-Bus: no answer: %w", context.Cause(ctx))
+	}
+	if l.err != nil {
+		return nil, fmt.Errorf("connect to systemd over D-Bus: %w", l.err)
+	}
+	return l, nil
+}
+
+// take returns the link, a new one where there is none that is usable, and the
+// one in whose place it is.
+func (s *systemdUnits) take() (l, broken *link, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.conn != nil && s.conn.Connected() {
-		return s.conn, nil
+	if s.closed {
+		return nil, nil, fmt.Errorf("the connection to systemd was closed: %w", errdefs.ErrUnavailable)
 	}
-	if s.conn != nil {
-		s.conn.Close()
-		s.conn = nil
+	if s.link != nil && s.link.usable() {
+		return s.link, nil, nil
 	}
-	dial := s.dial
+	broken, s.link = s.link, newLink(s.dial)
+	return s.link, broken, nil
+}
+
+func newLink(dial func(context.Context) (*systemd.Conn, error)) *link {
 	if dial == nil {
 		dial = systemd.NewWithContext
 	}
-	// The connection lives as long as the context it was made with.
-	conn, err := dial(context.WithoutCancel(ctx))
-	if err != nil {
-		return nil, fmt.Errorf("connect to systemd over D-Bus: %w", err)
-	}
-	s.conn = conn
-	return conn, nil
+	// The connection lives as long as the context it is made with.
+	ctx, cancel := context.WithCancel(context.Background())
+	l := &link{done: make(chan struct{}), cancel: cancel}
+	go func() {
+		defer close(l.done)
+		late := time.AfterFunc(dialTimeout, cancel)
+		l.conn, l.err = dial(ctx)
+		if !late.Stop() {
+			l.err = errors.Join(l.err, fmt.Errorf("the bus does not answer: %w", context.DeadlineExceeded))
+		}
+		if l.err != nil {
+			cancel()
+		}
+	}()
+	return l
 }
 
 // call makes a call to systemd. Where the connection turns out to be broken,
 // it is made once more on a new one: every call here may be made twice.
 func (s *systemdUnits) call(ctx context.Context, fn func(*systemd.Conn) error) error {
 	for attempt := 1; ; attempt++ {
-		conn, err := s.connect(ctx)
+		l, err := s.connect(ctx)
 		if err != nil {
 			return err
 		}
-		err = fn(conn)
+		err = fn(l.conn)
 		var answer dbus.Error
 		if err == nil || errors.As(err, &answer) || ctx.Err() != nil || attempt == 2 {
 			return err
 		}
-		s.drop(conn)
+		s.drop(l)
 	}
 }
 
-// drop closes a connection that does not work, unless another caller has.
-func (s *systemdUnits) drop(conn *systemd.Conn) {
+// drop closes a link that does not work, unless another caller has.
+func (s *systemdUnits) drop(l *link) {
 	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.conn == conn {
-		s.conn.Close()
-		s.conn = nil
+	mine := s.link == l
+	if mine {
+		s.link = nil
+	}
+	s.mu.Unlock()
+	if mine {
+		l.close()
 	}
 }
 
+// Close ends the connection, and an attempt to make one. Closing twice is safe.
 func (s *systemdUnits) Close() error {
 	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.conn != nil {
-		s.conn.Close()
-		s.conn = nil
+	l := s.link
+	s.link, s.closed = nil, true
+	s.mu.Unlock()
+	if l != nil {
+		l.close()
 	}
 	return nil
 }
@@ -116,6 +190,16 @@ func (s *systemdUnits) StartSlice(ctx context.Context, name string) error {
 		return fmt.Errorf("systemd: start %s: %w", name, err)
 	}
 	return s.await(ctx, "start", name, done)
+}
+
+func (s *systemdUnits) SetProperties(ctx context.Context, name string, properties []systemd.Property) error {
+	err := s.call(ctx, func(conn *systemd.Conn) error {
+		return conn.SetUnitPropertiesContext(ctx, name, true, properties...)
+	})
+	if err != nil {
+		return fmt.Errorf("systemd: set properties of %s: %w", name, err)
+	}
+	return nil
 }
 
 func (s *systemdUnits) Stop(ctx context.Context, name string) error {

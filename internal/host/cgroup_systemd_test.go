@@ -250,9 +250,46 @@ func TestSystemdFailures(t *testing.T) {
 	}
 	must(t, u.Close())
 	must(t, u.Close())
-	u.dial = func(context.Context) (*systemd.Conn, error) { return nil, os.ErrNotExist }
+	if err := u.StartSlice(t.Context(), "x.slice"); !errdefs.IsUnavailable(err) {
+		t.Errorf("closed: %v", err)
+	}
+	u = &systemdUnits{dial: func(context.Context) (*systemd.Conn, error) { return nil, os.ErrNotExist }}
 	if err := u.StartSlice(t.Context(), "x.slice"); !errors.Is(err, os.ErrNotExist) || !strings.Contains(err.Error(), "D-Bus") {
 		t.Errorf("no bus: %v", err)
+	}
+}
+
+// A bus that takes connections and says nothing delays nobody for longer than
+// he wants to wait, and not Close.
+func TestSystemdThatDoesNotAnswer(t *testing.T) {
+	f := &fakeSystemd{t: t, socket: filepath.Join(t.TempDir(), "bus")}
+	l, err := net.Listen("unix", f.socket)
+	must(t, err)
+	defer l.Close()
+	u := &systemdUnits{dial: f.dial}
+	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	failed := make(chan error)
+	for range 3 {
+		go func() { failed <- u.StartSlice(ctx, "x.slice") }()
+	}
+	for range 3 {
+		if err := <-failed; !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), "D-Bus") {
+			t.Errorf("err = %v", err)
+		}
+	}
+	go func() { failed <- u.StartSlice(context.Background(), "x.slice") }()
+	must(t, u.Close())
+	if err := <-failed; err == nil {
+		t.Error("a call under way goes on after Close")
+	}
+
+	defer func(d time.Duration) { dialTimeout = d }(dialTimeout)
+	dialTimeout = 10 * time.Millisecond
+	u = &systemdUnits{dial: f.dial}
+	defer u.Close()
+	if err := u.StartSlice(t.Context(), "x.slice"); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("a caller with all the time: %v", err)
 	}
 }
 

@@ -329,6 +329,8 @@ func TestDelegateBusy(t *testing.T) {
 	}
 }
 
+const v2Only = "30 22 0:27 / /sys/fs/cgroup rw,relatime - cgroup2 cgroup2 rw,nsdelegate,memory_recursiveprot\n"
+
 const hybrid = `21 26 0:20 / /proc rw,relatime - proc proc rw
 30 22 0:27 / /sys/fs/cgroup rw,relatime - tmpfs tmpfs rw,mode=755
 31 30 0:28 / /sys/fs/cgroup/cpu,cpuacct rw,relatime - cgroup cgroup rw,cpu,cpuacct
@@ -342,7 +344,6 @@ const hybrid = `21 26 0:20 / /proc rw,relatime - proc proc rw
 
 func TestLayouts(t *testing.T) {
 	const v1Only = "33 30 0:30 / /sys/fs/cgroup/pids rw,relatime - cgroup cgroup rw,pids\n"
-	const v2Only = "30 22 0:27 / /sys/fs/cgroup rw,relatime - cgroup2 cgroup2 rw,nsdelegate,memory_recursiveprot\n"
 	for _, test := range []struct {
 		name, mounts string
 		systemd      bool

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -153,26 +154,46 @@ func (p Process) Wait(ctx context.Context) error {
 
 // FindProcesses returns the processes whose command line matches, in the order
 // of their numbers. Kernel threads and processes that have ended have none.
-func FindProcesses(match func(cmdline []string) bool) ([]Process, error) {
-	return findProcesses("cmdline", match)
+//
+// Reading a command line or an environment waits for the lock of the process's
+// memory, which the process itself may hold for ever. So only processes for
+// which every where answers true are read; a where answers without waiting.
+func FindProcesses(match func(cmdline []string) bool, where ...func(pid int) bool) ([]Process, error) {
+	return findProcesses("cmdline", match, where)
 }
 
 // ProcessesWithEnv returns the processes that were started with key=value in
-// their environment.
-func ProcessesWithEnv(key, value string) ([]Process, error) {
+// their environment; where is that of FindProcesses.
+func ProcessesWithEnv(key, value string, where ...func(pid int) bool) ([]Process, error) {
 	entry := key + "=" + value
-	return findProcesses("environ", func(environ []string) bool {
-		for _, e := range environ {
-			if e == entry {
-				return true
+	return findProcesses("environ", func(environ []string) bool { return slices.Contains(environ, entry) }, where)
+}
+
+// InOurNamespaces is for FindProcesses: the processes in this one's PID and
+// mount namespaces. A container is in others whatever it says of itself, except
+// that it may share the PID namespace.
+func InOurNamespaces() (func(pid int) bool, error) {
+	kinds := []string{"pid", "mnt"}
+	var ours []string
+	for _, kind := range kinds {
+		ns, err := os.Readlink("/proc/self/ns/" + kind)
+		if err != nil {
+			return nil, fmt.Errorf("own namespaces: %w", err)
+		}
+		ours = append(ours, ns)
+	}
+	return func(pid int) bool {
+		for i, kind := range kinds {
+			if ns, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/%s", pid, kind)); err != nil || ns != ours[i] {
+				return false
 			}
 		}
-		return false
-	})
+		return true
+	}, nil
 }
 
 // findProcesses matches a file in /proc/PID that holds strings ended by zeros.
-func findProcesses(file string, match func([]string) bool) ([]Process, error) {
+func findProcesses(file string, match func([]string) bool, where []func(int) bool) ([]Process, error) {
 	entries, err := os.ReadDir("/proc")
 	if err != nil {
 		return nil, fmt.Errorf("list processes: %w", err)
@@ -180,7 +201,7 @@ func findProcesses(file string, match func([]string) bool) ([]Process, error) {
 	var found []Process
 	for _, e := range entries {
 		pid, err := strconv.Atoi(e.Name())
-		if err != nil {
+		if err != nil || slices.ContainsFunc(where, func(is func(int) bool) bool { return !is(pid) }) {
 			continue
 		}
 		before, err := ProcessOf(pid)

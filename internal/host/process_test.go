@@ -146,3 +146,25 @@ func TestEndedIsWholeProcess(t *testing.T) {
 		t.Error("this process has ended")
 	}
 }
+
+// Only processes that where allows are read.
+func TestFindProcessesWhere(t *testing.T) {
+	mark := fmt.Sprintf("200%d.5", os.Getpid())
+	inside, outside := exec.Command("sleep", mark), exec.Command("sleep", mark)
+	outside.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNS}
+	start(t, inside)
+	start(t, outside)
+	want, err := ProcessOf(inside.Process.Pid)
+	must(t, err)
+	ours, err := InOurNamespaces()
+	must(t, err)
+	read := 0
+	found, err := FindProcesses(func(cmdline []string) bool {
+		read++
+		return slices.Equal(cmdline, []string{"sleep", mark})
+	}, ours, func(pid int) bool { return pid == want.PID || pid == outside.Process.Pid })
+	must(t, err)
+	if !slices.Equal(found, []Process{want}) || read != 1 {
+		t.Errorf("found %v of %d that were read, want %v", found, read, want)
+	}
+}

@@ -2,6 +2,7 @@ package image
 
 import (
 	"context"
+	"crypto/rand"
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
@@ -20,27 +21,30 @@ const (
 	leaseLife = 24 * time.Hour
 )
 
-// pullLease is the name of the lease of a reference's pull.
-func pullLease(ref string) string {
+// attemptMark stands between a reference and what tells its pulls apart.
+const attemptMark = " attempt "
+
+// newAttempt names one pull of a reference, in the journal and for its lease.
+// No name comes twice: whoever takes back what a pull left, or sweeps, never
+// meets the pull that came after it.
+func newAttempt(ref string) string { return ref + attemptMark + rand.Text() }
+
+// pullLease is the name of the lease of an attempt, which begins with that of
+// all of its reference.
+func pullLease(attempt string) string {
+	ref, random, found := strings.Cut(attempt, attemptMark)
 	sum := sha256.Sum256([]byte(ref))
-	return pullLeasePrefix + hex.EncodeToString(sum[:16])
+	id := pullLeasePrefix + hex.EncodeToString(sum[:16])
+	if found {
+		id += "-" + random
+	}
+	return id
 }
 
-// takeLease makes a lease, in place of one that a crash left.
+// takeLease makes a lease, whose name is new.
 func (s *Store) takeLease(ctx context.Context, id string) error {
-	ctx = s.ctx(ctx)
 	s.useLease(id, true)
-	manager := s.client.LeasesService()
-	create := func() error {
-		_, err := manager.Create(ctx, leases.WithID(id), leases.WithExpiration(leaseLife))
-		return err
-	}
-	err := create()
-	if errdefs.IsAlreadyExists(err) {
-		if err = manager.Delete(ctx, leases.Lease{ID: id}); err == nil || errdefs.IsNotFound(err) {
-			err = create()
-		}
-	}
+	_, err := s.client.LeasesService().Create(s.ctx(ctx), leases.WithID(id), leases.WithExpiration(leaseLife))
 	if err != nil {
 		return fmt.Errorf("lease %s: %w", id, err)
 	}
@@ -75,7 +79,8 @@ func (s *Store) leaseInUse(id string) bool {
 }
 
 // Sweep removes the leases that pulls and loads of a daemon before this one
-// left, and with them what they had downloaded. It is safe at any time.
+// left, and with them what they had downloaded. It is safe at any time: a lease
+// of this daemon is in use from before it is made, and its name never comes again.
 func (s *Store) Sweep(ctx context.Context) error {
 	ctx = s.ctx(ctx)
 	all, err := s.client.LeasesService().List(ctx)

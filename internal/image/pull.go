@@ -28,9 +28,6 @@ type PullRequest struct {
 	Image *runtime.ImageSpec
 	// Auth may be nil.
 	Auth *runtime.AuthConfig
-	// SandboxConfig is the pod that the image is for; it may be nil and
-	// changes nothing today.
-	SandboxConfig *runtime.PodSandboxConfig
 	// Progress, where set, is called from the goroutine that called Pull.
 	Progress func(Progress)
 }
@@ -174,12 +171,13 @@ func (s *Store) pull(ctx context.Context, t *tracker, named reference.Named, cre
 	}
 	defer release()
 	var (
-		lease = pullLease(named.String())
-		img   containerd.Image
-		id    string
+		attempt = newAttempt(named.String())
+		lease   = pullLease(attempt)
+		img     containerd.Image
+		id      string
 	)
 	start := time.Now()
-	err = s.steps.Run(ctx, opPull, named.String(),
+	err = s.steps.Run(ctx, opPull, attempt,
 		steps.Step{
 			Name: "lease",
 			Do:   func(ctx context.Context) error { return s.takeLease(ctx, lease) },
@@ -207,7 +205,9 @@ func (s *Store) pull(ctx context.Context, t *tracker, named reference.Named, cre
 }
 
 // Undo gives the steps that take back what op left half made on object, for
-// the reconciler after a crash. For an op that is not of images it is nil.
+// the reconciler after a crash. It may run beside a new pull of the reference,
+// which has another lease and another entry in the journal. For an op that is
+// not of images it is nil.
 func (s *Store) Undo(op, object string) []steps.Step {
 	if op != opPull {
 		return nil // a removal is finished by its retry, a load by Sweep

@@ -10,8 +10,8 @@
 //     unpacked: whatever is listed can run (an image that ctr imported is
 //     unpacked on first use, see Unpack).
 //   - What is being downloaded is held by a lease named after the reference
-//     (berth-pull-<hash>) which expires; after a crash the next pull of the
-//     reference or Sweep removes it, and containerd's GC frees the content.
+//     and the attempt (berth-pull-<hash>-<random>) which expires; after a crash
+//     Undo or Sweep removes it, and containerd's GC frees the content.
 //   - Removing an image removes its records; GC frees what no other image and
 //     no container's snapshot needs.
 //   - Credentials are in no error, log line, lease or record.
@@ -19,7 +19,8 @@
 // Concurrency: a Store is safe for concurrent use. Callers of one pull share
 // it; it goes on when one gives up, and for Options.AbandonAfter when the last
 // one does. Pulls of one reference with different credentials follow each
-// other. No lock is held across an outside call but the reference's own slot.
+// other. No lock is held across an outside call but the slots of a reference's
+// pull and of a layer's unpacking.
 package image
 
 import (
@@ -120,7 +121,8 @@ type Store struct {
 	infoMu sync.Mutex // guards infos
 	infos  map[digest.Digest]*info
 
-	usage usageCache
+	usage    usageCache
+	readings *steps.Flights[fsUsage]
 }
 
 // New returns a Store. Close ends it.
@@ -143,6 +145,8 @@ func New(opts Options) (*Store, error) {
 		pulls:  map[string]*pull{},
 		leases: map[string]bool{},
 		infos:  map[digest.Digest]*info{},
+
+		readings: steps.NewFlights[fsUsage](base, opts.Log),
 	}, nil
 }
 
@@ -167,13 +171,15 @@ func (o *Options) setDefaults() {
 	}
 }
 
-// Close cancels the pulls under way and waits for them. It may be called twice.
+// Close cancels the pulls and readings under way and waits for them. It may be
+// called twice.
 func (s *Store) Close() error {
 	s.mu.Lock()
 	s.closed = true
 	s.mu.Unlock()
 	s.cancel()
 	s.wg.Wait()
+	s.readings.Wait()
 	return nil
 }
 

@@ -7,14 +7,26 @@ import (
 	"context"
 	"errors"
 	"io"
+	"log/slog"
+	"maps"
+	"net/http"
+	"os"
+	"slices"
 	"strings"
+	"sync"
 	"testing"
+	"time"
 
+	containerd "github.com/containerd/containerd/v2/client"
 	"github.com/containerd/containerd/v2/core/leases"
+	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/errdefs"
+	"github.com/containerd/errdefs/pkg/errgrpc"
 	"github.com/google/go-cmp/cmp"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"golang.org/x/sys/unix"
 
+	"berth/internal/steps"
 	"berth/internal/testkit"
 )
 
@@ -193,6 +205,129 @@ func TestFsInfo(t *testing.T) {
 	}
 }
 
+// layers is a snapshotter of which each Usage waits for a token, where pace is
+// set, and fails while fail is set.
+type layers struct {
+	snapshots.Snapshotter
+	pace chan struct{}
+
+	mu    sync.Mutex // guards the rest
+	fail  map[string]error
+	asked map[string]int
+}
+
+func (l *layers) Usage(ctx context.Context, name string) (snapshots.Usage, error) {
+	l.mu.Lock()
+	l.asked[name]++
+	err := l.fail[name]
+	l.mu.Unlock()
+	if l.pace != nil {
+		select {
+		case <-l.pace:
+		case <-ctx.Done():
+			return snapshots.Usage{}, ctx.Err()
+		}
+	}
+	if err != nil {
+		return snapshots.Usage{}, err
+	}
+	return snapshots.Usage{Size: 1000, Inodes: 1}, nil
+}
+
+func (l *layers) Walk(ctx context.Context, fn snapshots.WalkFunc, _ ...string) error {
+	for name, kind := range map[string]snapshots.Kind{"layer": snapshots.KindCommitted, "box": snapshots.KindActive} {
+		if err := fn(ctx, snapshots.Info{Name: name, Kind: kind}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func withLayers(t *testing.T, l *layers) *Store {
+	t.Helper()
+	l.asked = map[string]int{}
+	client, err := containerd.New("", containerd.WithServices(containerd.WithSnapshotters(map[string]snapshots.Snapshotter{"overlayfs": l})))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return newStore(t, func(o *Options) { o.Client = client }, "")
+}
+
+// A walk that takes longer than any caller waits still gives an answer.
+func TestFsInfoGoesOnWithoutItsCaller(t *testing.T) {
+	l := &layers{pace: make(chan struct{})}
+	s := withLayers(t, l)
+	for range 2 {
+		ctx, cancel := context.WithCancel(t.Context())
+		var wg sync.WaitGroup
+		wg.Go(func() {
+			if _, err := s.FsInfo(ctx); !errors.Is(err, context.Canceled) {
+				t.Errorf("err = %v", err)
+			}
+		})
+		testkit.Until(t, 5*time.Second, func(context.Context) string {
+			l.mu.Lock()
+			defer l.mu.Unlock()
+			if len(l.asked) == 0 {
+				return "the walk has not begun"
+			}
+			return ""
+		})
+		cancel()
+		wg.Wait()
+	}
+	close(l.pace)
+	got, err := s.FsInfo(t.Context())
+	if err != nil || got[0].UsedBytes.Value != 2000 {
+		t.Fatalf("got %v, %v", got, err)
+	}
+	if diff := cmp.Diff(map[string]int{"layer": 1, "box": 1}, l.asked); diff != "" {
+		t.Error(diff)
+	}
+}
+
+func TestFsInfoServesTheLastFiguresMeanwhile(t *testing.T) {
+	l := &layers{}
+	s := withLayers(t, l)
+	if _, err := s.FsInfo(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	old := time.Now().Add(-time.Hour)
+	s.usage.mu.Lock()
+	s.usage.sum.at = old
+	s.usage.mu.Unlock()
+	l.pace = make(chan struct{})
+	got, err := s.FsInfo(t.Context())
+	if err != nil || got[0].UsedBytes.Value != 2000 || got[0].Timestamp != old.UnixNano() {
+		t.Errorf("got %v, %v", got, err)
+	}
+}
+
+func TestAFileThatVanishesHidesNoFigures(t *testing.T) {
+	gone := &os.PathError{Op: "lstat", Path: "/x", Err: unix.ENOENT}
+	for name, err := range map[string]error{"in process": gone, "over gRPC": errgrpc.ToNative(errgrpc.ToGRPC(gone))} {
+		t.Run(name, func(t *testing.T) {
+			l := &layers{fail: map[string]error{"box": err}}
+			s := withLayers(t, l)
+			got, err := s.FsInfo(t.Context())
+			if err != nil || got[0].UsedBytes.Value != 1000 {
+				t.Errorf("never measured: %v, %v", got, err)
+			}
+			if n := l.asked["box"]; n != measureTries {
+				t.Errorf("asked %d times", n)
+			}
+			s.usage.learn("box", snapshots.Usage{Size: 500})
+			s.usage.sum.at = time.Time{}
+			if got, err = s.FsInfo(t.Context()); err != nil || got[0].UsedBytes.Value != 1500 {
+				t.Errorf("measured before: %v, %v", got, err)
+			}
+			if n := l.asked["layer"]; n != 1 {
+				t.Errorf("a committed layer was asked for %d times", n)
+			}
+		})
+	}
+}
+
 func TestSweepRemovesWhatACrashLeft(t *testing.T) {
 	r, s := testkit.OwnRegistry(t), newStore(t, nil, "")
 	ctx := kit.Context(context.Background())
@@ -226,6 +361,80 @@ func TestSweepRemovesWhatACrashLeft(t *testing.T) {
 	if err := manager.Delete(ctx, leases.Lease{ID: others}); err != nil {
 		t.Error(err)
 	}
+}
+
+// journal keeps in memory what is under way.
+type journal struct {
+	mu      sync.Mutex // guards entries
+	entries map[[2]string]bool
+}
+
+func (j *journal) Begin(op, object, _ string) error {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.entries[[2]string{op, object}] = true
+	return nil
+}
+
+func (j *journal) End(op, object string) error {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	delete(j.entries, [2]string{op, object})
+	return nil
+}
+
+func (j *journal) list() [][2]string {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return slices.Collect(maps.Keys(j.entries))
+}
+
+// The reconciler undoes what a crash cut when a kubelet has already asked for
+// the image again.
+func TestUndoLeavesTheRetryAlone(t *testing.T) {
+	r := testkit.OwnRegistry(t)
+	push(t, r, "app:1", newImage(t, testkit.ImageOptions{}))
+	r.Fail(testkit.Fault{Match: "/manifests/", Delay: time.Hour})
+	j := &journal{entries: map[[2]string]bool{}}
+	runner := steps.New(steps.Options{Journal: j, Log: slog.New(slog.DiscardHandler)})
+	var wg sync.WaitGroup
+	hang := func(nth int) *Store {
+		s := newStore(t, func(o *Options) { o.Steps = runner }, "")
+		wg.Go(func() {
+			if _, err := s.Pull(t.Context(), pullRequest(r.Ref("app:1"))); err == nil {
+				t.Error("the pull succeeded")
+			}
+		})
+		testkit.Until(t, 5*time.Second, func(context.Context) string {
+			if r.Requests(http.MethodHead, "/manifests/1") < nth {
+				return "the pull has not begun"
+			}
+			return ""
+		})
+		return s
+	}
+	dead := hang(1)
+	cut := j.list()
+	s := hang(2)
+	for _, u := range cut {
+		if err := runner.Undo(t.Context(), u[0], u[1], s.Undo(u[0], u[1])...); err != nil {
+			t.Error(err)
+		}
+	}
+	if err := s.Sweep(t.Context()); err != nil {
+		t.Error(err)
+	}
+	if n := len(j.list()); n != 1 {
+		t.Errorf("the journal has %d entries, want that of the retry", n)
+	}
+	if left, err := contents(t.Context(), pullLease(r.Ref("app:1"))); err != nil || len(left) != 1 {
+		t.Errorf("leases: %q, %v, want that of the retry", left, err)
+	}
+	if err := errors.Join(s.Close(), dead.Close()); err != nil {
+		t.Error(err)
+	}
+	wg.Wait()
+	wantGone(t, pullLease(r.Ref("app:1")))
 }
 
 func TestInfo(t *testing.T) {

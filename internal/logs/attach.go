@@ -2,15 +2,11 @@ package logs
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
-	"os"
-	"path/filepath"
 	"sync"
 
 	"github.com/containerd/errdefs"
-	"golang.org/x/sys/unix"
 )
 
 // backlog is how much output waits for one client; one that is further behind
@@ -23,6 +19,9 @@ const backlog = 4 << 20
 type AttachOptions struct {
 	Stdin          io.Reader
 	Stdout, Stderr io.Writer
+	// Attached, where not nil, is called once, before the first output is
+	// written: output from then on comes.
+	Attached func() error
 	// CloseStdin closes the container's end of stdin, for StdinOnce.
 	CloseStdin func() error
 }
@@ -38,84 +37,34 @@ type AttachOptions struct {
 // ErrUnavailable where the IO was closed, ctx's, and those of the client's
 // streams.
 func (l *IO) Attach(ctx context.Context, o AttachOptions) error {
-	var in *os.File
-	if o.Stdin != nil && l.takesInput() {
-		var err error
-		// Read and write, so that it neither fails nor waits before the shim
-		// has opened its end.
-		if in, err = openFIFO(filepath.Join(l.opts.Dir, stdin), unix.O_RDWR); err != nil {
-			return fmt.Errorf("attach to container %s: %w", l.opts.ID, err)
-		}
-		defer in.Close()
-	}
 	c := newClient(o)
-	if !l.clients.add(c) {
-		return nil // the output has ended
-	}
-	defer l.clients.remove(c)
-	input, output := make(chan error, 1), make(chan error, 1)
-	if in != nil {
-		go func() { input <- l.carryInput(in, o) }()
-	}
-	go func() { output <- c.carry() }()
-	for {
-		select {
-		case err := <-output:
-			return l.attachError(err)
-		case <-c.dropped:
-			return l.attachError(c.reason())
-		case err := <-input:
-			if err != nil || !l.once() {
-				return l.attachError(err)
+	return l.input.Attach(ctx, o, func() (<-chan error, func(), error) {
+		added := l.clients.add(c)
+		if o.Attached != nil {
+			if err := o.Attached(); err != nil {
+				l.clients.remove(c)
+				return nil, nil, err
 			}
-			input = nil // output goes on
-		case <-ctx.Done():
-			return l.attachError(ctx.Err())
 		}
-	}
-}
-
-func (l *IO) attachError(err error) error {
-	if err == nil || errors.Is(err, errdefs.ErrUnavailable) {
-		return err
-	}
-	return fmt.Errorf("attach to container %s: %w", l.opts.ID, err)
-}
-
-// once says that the end of a client's input is the end of the container's. A
-// terminal stays: closing it would hang up on the container.
-func (l *IO) once() bool { return l.opts.StdinOnce && !l.opts.TTY }
-
-func (l *IO) takesInput() bool {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.opts.Stdin && !l.inputEnd
-}
-
-// carryInput copies until the client's input ends or in is closed, and then,
-// if it was the only one there will be, closes the container's stdin.
-func (l *IO) carryInput(in *os.File, o AttachOptions) error {
-	// A plain copy: the client's error is as good as its end.
-	_, err := io.Copy(struct{ io.Writer }{in}, o.Stdin)
-	if err != nil && errors.Is(err, os.ErrClosed) {
-		err = nil
-	}
-	if !l.once() {
-		return nil
-	}
-	l.mu.Lock()
-	l.inputEnd = true
-	l.mu.Unlock()
-	if err := in.Close(); err != nil && !errors.Is(err, os.ErrClosed) {
-		return err
-	}
-	if o.CloseStdin == nil {
-		return nil
-	}
-	if err := o.CloseStdin(); err != nil {
-		return fmt.Errorf("close stdin: %w", err)
-	}
-	return nil
+		if !added {
+			ended := make(chan error, 1)
+			ended <- nil
+			return ended, func() {}, nil
+		}
+		output, gone := make(chan error, 2), make(chan struct{})
+		go func() { output <- c.carry() }()
+		go func() {
+			select {
+			case <-c.dropped: // carry may hang in a write
+				output <- c.reason()
+			case <-gone:
+			}
+		}()
+		return output, func() {
+			close(gone)
+			l.clients.remove(c)
+		}, nil
+	})
 }
 
 // clients are those attached to one container.

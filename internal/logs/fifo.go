@@ -75,6 +75,7 @@ func hungUp(fd int) (bool, error) {
 // while there is output to move.
 type batch struct {
 	r, w int // a pipe, empty between calls
+	null int // /dev/null
 	in   []byte
 	out  []byte
 }
@@ -89,11 +90,18 @@ func takeBatch() (*batch, error) {
 	if err := unix.Pipe2(fds[:], unix.O_CLOEXEC|unix.O_NONBLOCK); err != nil {
 		return nil, fmt.Errorf("make a pipe: %w", err)
 	}
-	b := &batch{r: fds[0], w: fds[1], in: make([]byte, batchSize)}
-	runtime.AddCleanup(b, func(fds [2]int) {
+	null, err := openRetry(os.DevNull, unix.O_WRONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
 		unix.Close(fds[0])
 		unix.Close(fds[1])
-	}, fds)
+		return nil, fmt.Errorf("open %s: %w", os.DevNull, err)
+	}
+	b := &batch{r: fds[0], w: fds[1], null: null, in: make([]byte, batchSize)}
+	runtime.AddCleanup(b, func(fds [3]int) {
+		for _, fd := range fds {
+			unix.Close(fd)
+		}
+	}, [3]int{fds[0], fds[1], null})
 	return b, nil
 }
 
@@ -126,12 +134,11 @@ func (b *batch) peek(fd, limit int) (int, error) {
 	return int(n), nil
 }
 
-// discard takes n bytes out of the FIFO. It overwrites b.in.
+// discard takes n bytes out of the FIFO, without a copy.
 func (b *batch) discard(fd, n int) error {
 	for n > 0 {
 		m, err := retry(func() (int64, error) {
-			m, err := unix.Read(fd, b.in[:min(n, len(b.in))])
-			return int64(m), err
+			return unix.Splice(fd, nil, b.null, nil, n, unix.SPLICE_F_NONBLOCK)
 		})
 		if err != nil {
 			return fmt.Errorf("take %d bytes that were written: %w", n, err)

@@ -23,6 +23,7 @@ type logFile struct {
 	path   string
 	log    *slog.Logger
 	lost   atomic.Int64 // bytes of entries that could not be written
+	tell   func(int)    // of these; may be nil
 	cursor *cursor      // nil where there is no log file
 	left   move         // what an earlier daemon was killed at
 
@@ -38,7 +39,7 @@ type logFile struct {
 
 // openLog opens the log file and its cursor.
 func openLog(o Options, fresh bool) (*logFile, error) {
-	f := &logFile{path: o.LogPath, log: o.Log.With("container", o.ID, "log", o.LogPath)}
+	f := &logFile{path: o.LogPath, tell: o.Lost, log: o.Log.With("container", o.ID, "log", o.LogPath)}
 	if o.LogPath == "" {
 		return f, nil
 	}
@@ -120,7 +121,7 @@ func (f *logFile) writeLocked(p *pump, data []byte) {
 	out := p.batch.out
 	if f.f == nil {
 		if time.Now().Before(f.next) {
-			f.lost.Add(int64(len(out)))
+			f.count(len(out))
 			return
 		}
 		f.next = time.Now().Add(retryAfter)
@@ -161,7 +162,7 @@ func (f *logFile) writeLocked(p *pump, data []byte) {
 
 // failed counts what was lost and says so the first time.
 func (f *logFile) failed(lost int, err error) {
-	f.lost.Add(int64(lost))
+	f.count(lost)
 	if f.failing {
 		return
 	}
@@ -233,4 +234,12 @@ func (f *logFile) close() error {
 		errs = append(errs, f.cursor.f.Close())
 	}
 	return errors.Join(errs...)
+}
+
+// count counts bytes of entries that are lost.
+func (f *logFile) count(lost int) {
+	f.lost.Add(int64(lost))
+	if f.tell != nil && lost > 0 {
+		f.tell(lost)
+	}
 }

@@ -57,6 +57,9 @@ type Options struct {
 	// LogPath is the log file; "" for none. Its directory is made where
 	// missing.
 	LogPath string
+	// Lost, where set, is told of bytes of log entries that the log file did
+	// not take. It returns at once.
+	Lost func(bytes int)
 	// Log is required.
 	Log *slog.Logger
 }
@@ -80,12 +83,13 @@ type IO struct {
 	drained chan struct{}
 	wg      sync.WaitGroup // the pumps
 
-	mu       sync.Mutex // guards what follows
-	keepers  []*os.File // write ends of our own, until Running
-	inputEnd bool       // StdinOnce: the first client's input has ended
-	running  int        // pumps that have not ended
-	cut      bool       // one of them ended before the end of output
-	err      error
+	input *Stdin
+
+	mu      sync.Mutex // guards what follows
+	keepers []*os.File // write ends of our own, until Running
+	running int        // pumps that have not ended
+	cut     bool       // one of them ended before the end of output
+	err     error
 
 	closed atomic.Bool // set under mu
 }
@@ -99,7 +103,7 @@ type IO struct {
 // whose FIFOs were there already it is logged and tried again while output
 // comes, so that a running container is not made to wait.
 func Open(o Options) (*IO, error) {
-	l := &IO{opts: o, drained: make(chan struct{})}
+	l := &IO{opts: o, drained: make(chan struct{}), input: NewStdin(o)}
 	if err := l.open(); err != nil {
 		l.release()
 		return nil, fmt.Errorf("stdio of container %s: %w", o.ID, err)
@@ -170,16 +174,19 @@ func (l *IO) names() []string {
 }
 
 // Config names the FIFOs for the task.
-func (l *IO) Config() Config {
-	c := Config{Terminal: l.opts.TTY, Stdout: filepath.Join(l.opts.Dir, stdout)}
-	if l.opts.Stdin {
-		c.Stdin = filepath.Join(l.opts.Dir, stdin)
+func (o Options) Config() Config {
+	c := Config{Terminal: o.TTY, Stdout: filepath.Join(o.Dir, stdout)}
+	if o.Stdin {
+		c.Stdin = filepath.Join(o.Dir, stdin)
 	}
-	if !l.opts.TTY {
-		c.Stderr = filepath.Join(l.opts.Dir, stderr)
+	if !o.TTY {
+		c.Stderr = filepath.Join(o.Dir, stderr)
 	}
 	return c
 }
+
+// Config names the FIFOs for the task.
+func (l *IO) Config() Config { return l.opts.Config() }
 
 // Outputs are the paths of the FIFOs that carry output: those that the hold
 // process keeps open.
@@ -222,9 +229,6 @@ func (l *IO) Reopen() error {
 // Drained is closed when the output has ended and all of it stands in the log
 // file, and when the IO is closed.
 func (l *IO) Drained() <-chan struct{} { return l.drained }
-
-// Lost is how many bytes of log entries a log file did not take.
-func (l *IO) Lost() int64 { return l.file.lost.Load() }
 
 // ended is called by each pump as its last act. complete says that it met the
 // end of output.

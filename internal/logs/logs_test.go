@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -343,6 +344,8 @@ func TestBadLogPath(t *testing.T) {
 				t.Errorf("error %v", err)
 			}
 			// A container that runs already is not made to wait.
+			var told atomic.Int64
+			o.Lost = func(bytes int) { told.Add(int64(bytes)) }
 			l := open(t, o)
 			s := startShim(t, l.Config())
 			l.Running()
@@ -351,8 +354,8 @@ func TestBadLogPath(t *testing.T) {
 				s.write(stdout, strings.Repeat("line\n", 50000))
 			}()
 			drain(t, l)
-			if l.Lost() < 5*50000 {
-				t.Errorf("lost %d bytes", l.Lost())
+			if n := l.file.lost.Load(); n < 5*50000 || n != told.Load() {
+				t.Errorf("lost %d bytes", l.file.lost.Load())
 			}
 		})
 	}
@@ -395,7 +398,7 @@ func TestDiskFull(t *testing.T) {
 	for i := range lines {
 		s.write(stdout, fmt.Sprintf("line %d\n", i))
 	}
-	within(t, "loss", func() bool { return l.Lost() > 0 && l.idle(t) })
+	within(t, "loss", func() bool { return l.file.lost.Load() > 0 && l.idle(t) })
 	if err := os.Remove(ballast); err != nil {
 		t.Fatal(err)
 	}

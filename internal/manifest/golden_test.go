@@ -21,7 +21,8 @@ var update = flag.Bool("update", false, "write the golden files")
 func testOptions() Options {
 	return Options{
 		UID: "11111111-2222-3333-4444-555555555555", RunRoot: "/run/root", LogRoot: "/log/root", SeccompRoot: "/seccomp",
-		Hostname: "node", HostIPs: []string{"198.51.100.1", "2001:db8::1"}, Memory: 4 << 30,
+		MaskedPaths: []string{"/sys/devices/system/cpu/cpu0/thermal_throttle"},
+		Hostname:    "node", HostIPs: []string{"198.51.100.1", "2001:db8::1"}, Memory: 4 << 30,
 		HostDNS: &runtime.DNSConfig{Servers: []string{"198.51.100.53", "192.0.2.53"}, Searches: []string{"host.example"}, Options: []string{"ndots:5", "rotate"}},
 	}
 }

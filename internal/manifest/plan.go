@@ -46,6 +46,9 @@ type Options struct {
 	HostIPs []string
 	// HostDNS is the machine's resolver configuration.
 	HostDNS *runtime.DNSConfig
+	// MaskedPaths are what containers must not see of this very machine, beside
+	// what they see of none.
+	MaskedPaths []string
 	// Memory is the machine's, in bytes; OOM scores are shares of it.
 	Memory int64
 }
@@ -99,7 +102,7 @@ func NewPlan(pod *corev1.Pod, opts Options) *Plan {
 	p := &Plan{
 		Pod:           pod,
 		RunDir:        filepath.Join(opts.RunRoot, opts.UID),
-		LogDir:        filepath.Join(opts.LogRoot, pod.Namespace+"_"+pod.Name+"_"+opts.UID),
+		LogDir:        filepath.Join(opts.LogRoot, LogDirName(pod.Namespace, pod.Name, opts.UID)),
 		RestartPolicy: spec.RestartPolicy,
 		Grace:         time.Duration(*spec.TerminationGracePeriodSeconds) * time.Second,
 		opts:          opts,
@@ -122,6 +125,10 @@ func NewPlan(pod *corev1.Pod, opts Options) *Plan {
 	p.Sandbox = p.sandbox()
 	return p
 }
+
+// LogDirName is the name of the directory of a pod's logs, as log shippers know
+// it from kubelets.
+func LogDirName(namespace, name, uid string) string { return namespace + "_" + name + "_" + uid }
 
 func newContainer(spec *corev1.Container) Container {
 	return Container{Name: spec.Name, Image: spec.Image, PullPolicy: spec.ImagePullPolicy, spec: spec}

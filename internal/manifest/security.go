@@ -10,12 +10,12 @@ import (
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-// What a container must not see or change under /proc and /sys, as a kubelet
-// asks for it.
+// What a container must not see or change under /proc and /sys, as a kubelet of
+// Kubernetes 1.37 asks for it; it adds Options.MaskedPaths.
 var (
 	maskedPaths = []string{
-		"/proc/asound", "/proc/acpi", "/proc/kcore", "/proc/keys", "/proc/latency_stats", "/proc/timer_list", "/proc/timer_stats",
-		"/proc/sched_debug", "/proc/scsi", "/sys/firmware", "/sys/devices/virtual/powercap",
+		"/proc/asound", "/proc/acpi", "/proc/interrupts", "/proc/kcore", "/proc/keys", "/proc/latency_stats", "/proc/timer_list",
+		"/proc/timer_stats", "/proc/sched_debug", "/proc/scsi", "/sys/firmware", "/sys/devices/virtual/powercap",
 	}
 	readonlyPaths = []string{"/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"}
 )
@@ -87,7 +87,7 @@ func (p *Plan) security(c *Container) *runtime.LinuxContainerSecurityContext {
 		Apparmor:                 apparmor(either(own.AppArmorProfile, pod.AppArmorProfile)),
 	}
 	if own.ProcMount == nil || *own.ProcMount == corev1.DefaultProcMount {
-		s.MaskedPaths, s.ReadonlyPaths = slices.Clone(maskedPaths), slices.Clone(readonlyPaths)
+		s.MaskedPaths, s.ReadonlyPaths = slices.Concat(maskedPaths, p.opts.MaskedPaths), slices.Clone(readonlyPaths)
 	}
 	if own.Capabilities != nil {
 		s.Capabilities = &runtime.Capability{}

@@ -161,7 +161,7 @@ func (n *Network) del(ctx context.Context, p Pod, a *libcni.NetworkAttachment) e
 		return fmt.Errorf("its kept configuration: %w: %w", err, errdefs.ErrFailedPrecondition)
 	}
 	c := &conf{list: list, builtIn: isBuiltIn(a.Config)}
-	netns, done, err := n.netnsFor(a, p.NetNS)
+	netns, done, err := n.netnsFor(a, list, p.NetNS)
 	if err != nil {
 		return err
 	}

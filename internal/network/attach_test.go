@@ -15,6 +15,7 @@ import (
 	"berth/internal/testkit"
 
 	"github.com/containerd/errdefs"
+	"github.com/vishvananda/netlink"
 	"golang.org/x/sync/errgroup"
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
@@ -61,8 +62,10 @@ func reach(t *testing.T, netns, addr string) string {
 	return string(said)
 }
 
-func TestBuiltInNetwork(t *testing.T) {
-	e := newEnv(t, nil)
+func TestBuiltInNetwork(t *testing.T) { eachWay(t, testBuiltInNetwork) }
+
+func testBuiltInNetwork(t *testing.T, way func(*Options)) {
+	e := newEnv(t, nil, way)
 	unchanged := e.unchanged()
 	a, b := e.pod(), e.pod()
 	ra, rb := e.add(a), e.add(b)
@@ -97,10 +100,12 @@ func TestBuiltInNetwork(t *testing.T) {
 	unchanged()
 }
 
-func TestHostPorts(t *testing.T) {
+func TestHostPorts(t *testing.T) { eachWay(t, testHostPorts) }
+
+func testHostPorts(t *testing.T, way func(*Options)) {
 	for _, backend := range []string{"nftables", "iptables"} {
 		t.Run(backend, func(t *testing.T) {
-			e := newEnv(t, map[string]string{"10-net.conflist": bridgeList("1.0.0", "net", backend, "fd00:88:17::/64")})
+			e := newEnv(t, map[string]string{"10-net.conflist": bridgeList("1.0.0", "net", backend, "fd00:88:17::/64")}, way)
 			unchanged := e.unchanged()
 			a, b := e.pod(), e.pod()
 			a.PortMappings = []*runtime.PortMapping{
@@ -152,7 +157,9 @@ func TestPrimaryAddress(t *testing.T) {
 	e.del(p)
 }
 
-func TestDelAfterwards(t *testing.T) {
+func TestDelAfterwards(t *testing.T) { eachWay(t, testDelAfterwards) }
+
+func testDelAfterwards(t *testing.T, way func(*Options)) {
 	for _, backend := range []string{"nftables", "iptables"} {
 		for _, tc := range []struct {
 			name   string
@@ -177,7 +184,7 @@ func TestDelAfterwards(t *testing.T) {
 				continue // the rules differ, and so does how they are found without a namespace
 			}
 			t.Run(backend+"/"+tc.name, func(t *testing.T) {
-				e := newEnv(t, map[string]string{"10-net.conflist": bridgeList("1.0.0", "net", backend, "fd00:88:17::/64")})
+				e := newEnv(t, map[string]string{"10-net.conflist": bridgeList("1.0.0", "net", backend, "fd00:88:17::/64")}, way)
 				p := e.pod()
 				p.PortMappings = []*runtime.PortMapping{{ContainerPort: 80, HostPort: 18080}}
 				conf, err := os.ReadFile(e.conf + "/10-net.conflist")
@@ -226,6 +233,13 @@ func (e *env) replace(name, text string) {
 // eventually waits for what another goroutine is about to do.
 func (e *env) eventually(what string, is func() bool) {
 	e.t.Helper()
+	if !becomes(is) {
+		e.t.Fatalf("not so within 10 s: %s", what)
+	}
+}
+
+// becomes waits until it is so.
+func becomes(is func() bool) bool {
 	tick := time.NewTicker(2 * time.Millisecond)
 	defer tick.Stop()
 	deadline := time.After(10 * time.Second)
@@ -233,13 +247,16 @@ func (e *env) eventually(what string, is func() bool) {
 		select {
 		case <-tick.C:
 		case <-deadline:
-			e.t.Fatalf("not so within 10 s: %s", what)
+			return false
 		}
 	}
+	return true
 }
 
-func TestParallel(t *testing.T) {
-	e := newEnv(t, nil)
+func TestParallel(t *testing.T) { eachWay(t, testParallel) }
+
+func testParallel(t *testing.T, way func(*Options)) {
+	e := newEnv(t, nil, way)
 	unchanged := e.unchanged()
 	const count = 16
 	var pods []Pod
@@ -334,25 +351,11 @@ func TestSetPodCIDR(t *testing.T) {
 	for _, p := range []Pod{old, a, b} {
 		e.del(p)
 	}
-	if err := e.RemoveBridge(); err != nil {
+	bridge, err := netlink.LinkByName(e.defaultConfLocked().bridge)
+	if err == nil {
+		err = netlink.LinkDel(bridge)
+	}
+	if err != nil {
 		t.Error(err)
-	}
-}
-
-func TestRemoveBridge(t *testing.T) {
-	e := newEnv(t, nil)
-	p := e.pod()
-	e.add(p)
-	if err := e.RemoveBridge(); !errdefs.IsFailedPrecondition(err) {
-		t.Errorf("with a pod: %v", err)
-	}
-	e.del(p)
-	for range 2 {
-		if err := e.RemoveBridge(); err != nil {
-			t.Error(err)
-		}
-	}
-	if strings.Contains(e.state(), "\nbt0\n") {
-		t.Error("the bridge is still there")
 	}
 }

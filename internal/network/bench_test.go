@@ -6,12 +6,20 @@ import (
 	"testing"
 )
 
-// BenchmarkAddDel measures one pod's ADD and DEL on the built-in network.
+// BenchmarkAddDel measures one pod's ADD and DEL on the built-in network, with
+// its plugins in process and as programs.
 func BenchmarkAddDel(b *testing.B) {
+	for name, inProcess := range map[string]bool{"in process": true, "programs": false} {
+		b.Run(name, func(b *testing.B) { benchmarkAddDel(b, inProcess) })
+	}
+}
+
+func benchmarkAddDel(b *testing.B, inProcess bool) {
 	dir := b.TempDir()
 	n, err := New(Options{
 		ConfDir: dir + "/net.d", BinDirs: []string{plugins}, CacheDir: dir + "/cni",
-		Default: true, DefaultBridge: "bt9", DefaultSubnet: "10.88.90.0/24", Log: slog.New(slog.NewTextHandler(io.Discard, nil)),
+		InProcess: inProcess,
+		Default:   true, DefaultBridge: "bt9", DefaultSubnet: "10.88.90.0/24", Log: slog.New(slog.NewTextHandler(io.Discard, nil)),
 	})
 	if err != nil {
 		b.Fatal(err)

@@ -61,6 +61,9 @@ func (n *Network) defaultConfLocked() defaultConf {
 		dataDir:  n.dataDir(),
 		firewall: firewall(),
 	}
+	if n.exec.inProcess.NFTables() {
+		d.firewall = "nftables" // which takes no program
+	}
 	// The bridge plugin refuses a second IPv4 gateway on one bridge, and pods of
 	// the subnet before still need theirs. So another subnet has a bridge of its own.
 	if len(n.podCIDR) > 0 && !slices.Equal(n.podCIDR, d.subnets) {
@@ -163,34 +166,6 @@ func (d defaultConf) list() (*libcni.NetworkConfigList, error) {
 		return nil, err
 	}
 	return libcni.NetworkConfFromBytes(text)
-}
-
-// RemoveBridge removes the built-in network's bridge unless a pod is attached.
-// Plugins make it and never remove it. It must not run beside an Add.
-func (n *Network) RemoveBridge() error {
-	n.mu.Lock()
-	bridge := n.defaultConfLocked().bridge
-	n.mu.Unlock()
-	link, err := netlink.LinkByName(bridge)
-	if errors.As(err, &netlink.LinkNotFoundError{}) {
-		return nil
-	}
-	if err != nil {
-		return fmt.Errorf("bridge %s: %w", bridge, err)
-	}
-	links, err := netlink.LinkList()
-	if err != nil {
-		return fmt.Errorf("ports of bridge %s: %w", bridge, err)
-	}
-	for _, l := range links {
-		if l.Attrs().MasterIndex == link.Attrs().Index {
-			return fmt.Errorf("bridge %s is in use by %s: remove the pods first: %w", bridge, l.Attrs().Name, errdefs.ErrFailedPrecondition)
-		}
-	}
-	if err := netlink.LinkDel(link); err != nil {
-		return fmt.Errorf("removing bridge %s: %w", bridge, err)
-	}
-	return nil
 }
 
 // isBuiltIn tells whether a list is one that list rendered.

@@ -33,6 +33,7 @@ const (
 )
 
 // programs executes plugins as programs. It is the only place that does.
+// (*pluginExec).ExecPlugin stands before it.
 type programs struct {
 	version.PluginDecoder
 	log *slog.Logger
@@ -159,20 +160,25 @@ func cutError(ctx context.Context, c call, path string, after time.Duration, std
 // pluginError tells of a plugin that failed. What it says of itself (a CNI
 // error on stdout) stays reachable with errors.As.
 func pluginError(c call, err error, stdout, stderr *bounded) error {
-	var said types.Error
-	if json.Unmarshal(stdout.Bytes(), &said) != nil || said.Msg == "" && said.Code == 0 {
+	said := &types.Error{}
+	if json.Unmarshal(stdout.Bytes(), said) != nil || said.Msg == "" && said.Code == 0 {
 		out := ""
 		if stdout.Len() > 0 {
 			out = fmt.Sprintf("; stdout: %.200q", stdout.String())
 		}
 		return fmt.Errorf("%s: %w%s%s: %w", c, err, out, stderr.quoted(), errdefs.ErrUnavailable)
 	}
-	kind := error(errdefs.ErrUnavailable)
+	return fmt.Errorf("%s: %w%s: %w", c, said, stderr.quoted(), kindOf(said))
+}
+
+// kindOf is the kind of a CNI error: of those that the configuration is to
+// blame for, another call will fail too.
+func kindOf(said *types.Error) error {
 	switch said.Code {
 	case types.ErrInvalidEnvironmentVariables, types.ErrInvalidNetworkConfig, types.ErrIncompatibleCNIVersion, types.ErrUnsupportedField:
-		kind = errdefs.ErrFailedPrecondition
+		return errdefs.ErrFailedPrecondition
 	}
-	return fmt.Errorf("%s: %w%s: %w", c, &said, stderr.quoted(), kind)
+	return errdefs.ErrUnavailable
 }
 
 // bounded keeps the first max bytes written to it, or the last.

@@ -60,7 +60,7 @@ func TestPluginHangs(t *testing.T) {
 	if !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("err = %v", err)
 	}
-	for _, want := range []string{`CNI plugin "slow", ADD`, "shop/web", p.ID, "after 1", "waiting for the API server", "see whether", "network.timeout"} {
+	for _, want := range []string{`CNI plugin "slow", ADD`, "shop/web", p.ID, "after ", "waiting for the API server", "see whether", "network.timeout"} {
 		if !strings.Contains(fmt.Sprint(err), want) {
 			t.Errorf("error %q does not say %q", err, want)
 		}
@@ -224,8 +224,10 @@ func victim() {
 
 // A daemon is killed in an ADD and its plugin goes on; meanwhile the
 // configuration changes. The next daemon finds all.
-func TestDaemonKilledInAdd(t *testing.T) {
-	e := newEnv(t, withPlugin("slow"))
+func TestDaemonKilledInAdd(t *testing.T) { eachWay(t, testDaemonKilledInAdd) }
+
+func testDaemonKilledInAdd(t *testing.T, way func(*Options)) {
+	e := newEnv(t, withPlugin("slow"), way)
 	e.settleGrace = 50 * time.Millisecond
 	unchanged := e.unchanged()
 	e.script("slow", hangs)
@@ -270,7 +272,7 @@ func TestSettleWaits(t *testing.T) {
 		}
 		return cmd
 	}
-	mine, other := run("mine", "sleep 0.2; touch "+e.dir+"/through"), run("other", "sleep 1000")
+	mine, other := run("mine", "sleep 0.2; touch "+e.dir+"/through"), run("other", "exec sleep 1000")
 	defer func() { _ = other.Process.Kill(); _ = other.Wait() }()
 	if err := e.Settle(t.Context(), "mine"); err != nil {
 		t.Fatal(err)

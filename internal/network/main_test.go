@@ -136,7 +136,8 @@ func newEnv(t *testing.T, files map[string]string, change ...func(*Options)) *en
 		BinDirs:  []string{e.bin, plugins},
 		CacheDir: filepath.Join(dir, "cni"),
 		Default:  len(files) == 0, DefaultBridge: "bt0", DefaultSubnet: "10.88.16.0/24", DefaultSubnet6: "fd00:88:16::/64",
-		Log: slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelDebug})),
+		InProcess: true,
+		Log:       slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelDebug})),
 	}
 	for _, c := range change {
 		c(&e.opts)
@@ -152,6 +153,13 @@ func newEnv(t *testing.T, files map[string]string, change ...func(*Options)) *en
 		removeBridges(t)
 	})
 	return e
+}
+
+// eachWay runs a test with plugins in process, and with plugins as programs.
+func eachWay(t *testing.T, test func(t *testing.T, way func(*Options))) {
+	for name, inProcess := range map[string]bool{"in process": true, "programs": false} {
+		t.Run(name, func(t *testing.T) { test(t, func(o *Options) { o.InProcess = inProcess }) })
+	}
 }
 
 func (e *env) start() {
@@ -232,14 +240,16 @@ func (e *env) del(p Pod) {
 }
 
 // unchanged compares what the machine holds with what it holds when the
-// function that it returns is called.
+// function that it returns is called. The kernel takes down what is in a
+// namespace some time after that is gone, so a difference must stay.
 func (e *env) unchanged() func() {
 	e.t.Helper()
 	before := e.state()
 	return func() {
 		e.t.Helper()
-		if diff := cmp.Diff(before, e.state()); diff != "" {
-			e.t.Errorf("left behind or lost (-before +after):\n%s", diff)
+		var after string
+		if !becomes(func() bool { after = e.state(); return after == before }) {
+			e.t.Errorf("left behind or lost (-before +after):\n%s", cmp.Diff(before, after))
 		}
 	}
 }

@@ -31,8 +31,9 @@ func loopbackUp(path string) error {
 	return nil
 }
 
-// netnsFor is the namespace for a DEL, and what to do after it.
-func (n *Network) netnsFor(a *libcni.NetworkAttachment, fallback string) (string, func() error, error) {
+// netnsFor is the namespace for a DEL, and what to do after it. Plugins in
+// process need none.
+func (n *Network) netnsFor(a *libcni.NetworkAttachment, list *libcni.NetworkConfigList, fallback string) (string, func() error, error) {
 	for _, path := range []string{a.NetNS, fallback} {
 		if path == "" {
 			continue
@@ -45,7 +46,12 @@ func (n *Network) netnsFor(a *libcni.NetworkAttachment, fallback string) (string
 			return "", nil, err
 		}
 	}
-	return n.standIn(a)
+	for _, p := range list.Plugins {
+		if !n.exec.inProcess.Knows(p.Network.Type, p.Bytes) {
+			return n.standIn(a)
+		}
+	}
+	return a.NetNS, func() error { return nil }, nil
 }
 
 // standIn makes a namespace in place of one that is gone, with the pod's

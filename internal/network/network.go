@@ -12,8 +12,8 @@
 //   - An ADD that fails, or whose caller goes away, is followed by a DEL.
 //   - Every plugin has a deadline. One that misses it is killed with its
 //     process group.
-//   - Plugins are executed in one place, (*programs).ExecPlugin, behind
-//     libcni's invoke.Exec; in-process plugins will stand in front of it.
+//   - Plugins are called in one place, (*pluginExec).ExecPlugin, behind libcni's
+//     invoke.Exec: in process by package builtin, or as programs.
 //
 // Concurrency: a Network is safe for concurrent use, except that the caller
 // serialises the calls for one pod. No lock is held while a plugin runs. One
@@ -32,8 +32,11 @@ import (
 	"sync/atomic"
 	"time"
 
+	"berth/internal/network/builtin"
+
 	"github.com/containerd/errdefs"
 	"github.com/containernetworking/cni/libcni"
+	"github.com/containernetworking/cni/pkg/invoke"
 	"github.com/fsnotify/fsnotify"
 )
 
@@ -70,6 +73,9 @@ type Options struct {
 	// then GC tells their plugins which attachments are valid, for they drop
 	// all others, those of another runtime too.
 	Exclusive bool
+	// InProcess: plugins that package builtin has are not executed, where it
+	// supports their configuration.
+	InProcess bool
 	// Timeout bounds each ADD, DEL, CHECK, STATUS and GC with all its plugins.
 	Timeout time.Duration
 	// Log is required.
@@ -82,7 +88,7 @@ type Network struct {
 	// cni searches BinDirs in their order; builtIn, for the built-in network,
 	// backwards.
 	cni, builtIn *libcni.CNIConfig
-	exec         *programs
+	exec         *pluginExec
 	settleGrace  time.Duration
 
 	state atomic.Pointer[state]
@@ -102,7 +108,10 @@ func New(o Options) (*Network, error) {
 	if err := o.complete(); err != nil {
 		return nil, err
 	}
-	n := &Network{opts: o, settleGrace: settleGrace, exec: &programs{log: o.Log}}
+	n := &Network{opts: o, settleGrace: settleGrace, exec: &pluginExec{programs: programs{log: o.Log}}}
+	if o.InProcess {
+		n.exec.inProcess = builtin.New(func() invoke.Exec { return n.exec }, o.Log)
+	}
 	n.cni = libcni.NewCNIConfigWithCacheDir(o.BinDirs, o.CacheDir, n.exec)
 	own := slices.Clone(o.BinDirs)
 	slices.Reverse(own)
@@ -124,7 +133,7 @@ func (n *Network) Close() error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.state.Store(&state{err: fmt.Errorf("the network was closed: %w", errdefs.ErrUnavailable)})
-	return errors.Join(err, n.claims.release())
+	return errors.Join(err, n.claims.release(), n.exec.close())
 }
 
 func (o *Options) complete() error {

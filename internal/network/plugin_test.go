@@ -193,3 +193,25 @@ func FuzzRate(f *testing.F) {
 		}
 	})
 }
+
+// Where plugins run in process, none need be installed, unless a configuration
+// asks for more than is supported.
+func TestNoPrograms(t *testing.T) {
+	none := func(o *Options) { o.BinDirs = o.BinDirs[:1] }
+	e := newEnv(t, nil, none)
+	unchanged := e.unchanged()
+	p := e.pod()
+	if s := e.Status(t.Context()); !s.Ready {
+		t.Error(s.Message)
+	}
+	e.add(p)
+	e.del(p)
+	unchanged()
+
+	e = newEnv(t, map[string]string{"10.conflist": strings.Replace(bridgeList("1.0.0", "net", "nftables", "fd00:88:17::/64"), `"isGateway"`, `"macspoofchk": true, "isGateway"`, 1)}, none)
+	s := e.Status(t.Context())
+	_, err := e.Add(t.Context(), e.pod())
+	if s.Ready || !strings.Contains(s.Message, `"bridge" is in none of`) || err == nil {
+		t.Errorf("%+v, %v", s, err)
+	}
+}

@@ -92,20 +92,9 @@ func waitAll(ctx context.Context, ps []host.Process) error {
 // pluginsOf finds the container's plugins by the environment that CNI gives
 // them. A pod's own processes do not count, whatever their environment says.
 func pluginsOf(id string) ([]host.Process, error) {
-	all, err := host.ProcessesWithEnv("CNI_CONTAINERID", id)
+	ours, err := host.InOurNamespaces()
 	if err != nil {
 		return nil, err
 	}
-	own, err := os.Readlink("/proc/self/ns/pid")
-	if err != nil {
-		return nil, err
-	}
-	var plugins []host.Process
-	for _, p := range all {
-		ns, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/pid", p.PID))
-		if err == nil && ns == own && p.PID != os.Getpid() {
-			plugins = append(plugins, p)
-		}
-	}
-	return plugins, nil
+	return host.ProcessesWithEnv("CNI_CONTAINERID", id, ours, func(pid int) bool { return pid != os.Getpid() })
 }

@@ -56,7 +56,10 @@ func (n *Network) Status(ctx context.Context) Status {
 // installed tells whether every plugin of a configuration is there.
 func (n *Network) installed(c *conf) error {
 	for _, p := range c.list.Plugins {
-		if _, err := n.exec.FindInPath(p.Network.Type, n.libcniFor(c).Path); err != nil {
+		if n.exec.inProcess.Knows(p.Network.Type, p.Bytes) {
+			continue
+		}
+		if _, err := n.exec.programs.FindInPath(p.Network.Type, n.libcniFor(c).Path); err != nil {
 			return fmt.Errorf("network %s: %w", c, err)
 		}
 	}

@@ -90,10 +90,5 @@ func (p Paths) Shm(sandboxID string) string { return filepath.Join(p.SandboxStat
 // ContainerStates is the parent of every container's volatile files.
 func (p Paths) ContainerStates() string { return filepath.Join(p.State, "containers") }
 
-// ContainerState is the directory of a container's FIFOs.
+// ContainerState is the directory of a container's volatile files.
 func (p Paths) ContainerState(id string) string { return filepath.Join(p.ContainerStates(), id) }
-
-// FIFO is one of a container's stdin, stdout and stderr.
-func (p Paths) FIFO(containerID, stream string) string {
-	return filepath.Join(p.ContainerState(containerID), stream)
-}

@@ -1,18 +1,21 @@
 package podrun
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
+	"syscall"
 
 	"github.com/containerd/errdefs"
+	"github.com/google/uuid"
 	"golang.org/x/sys/unix"
 	corev1 "k8s.io/api/core/v1"
 
-	"berth/internal/host"
 	"berth/internal/manifest"
 )
 
@@ -22,6 +25,15 @@ const (
 	DefaultRunRoot = "/var/lib/berth-run"
 	DefaultLogRoot = "/var/log/pods"
 )
+
+// Roots are where pods' directories are: volumes and logs. Both are required,
+// absolute and clean.
+type Roots struct{ Run, Log string }
+
+// rootsOf are the places that a plan was made for.
+func rootsOf(p *manifest.Plan) Roots {
+	return Roots{Run: filepath.Dir(p.RunDir), Log: filepath.Dir(p.LogDir)}
+}
 
 // markFile, in a run directory, says whose it is and what else was made with
 // it. Containers never see it: their volumes are directories beside it.
@@ -40,23 +52,32 @@ const markVersion = 1
 
 // makeDirs makes the directories of a pod: volumes, logs, and a mark by which
 // removeDirs knows them. When it fails, removeDirs takes away what it made.
-func makeDirs(p *manifest.Plan, uid string) error {
-	m := mark{Version: markVersion, UID: uid, LogDir: p.LogDir}
-	for _, dir := range []string{filepath.Dir(p.RunDir), filepath.Dir(p.LogDir)} {
-		made, err := makeParents(dir)
+//
+// Volumes are open to every user of a container, and so must not be reached
+// from outside: nobody but root enters the run directory. Containers come to
+// their volumes by mounts, which root makes.
+func makeDirs(p *manifest.Plan) error {
+	roots := rootsOf(p)
+	m := mark{Version: markVersion, UID: p.Sandbox.Metadata.Uid, LogDir: p.LogDir}
+	for _, root := range []struct {
+		dir  string
+		mode fs.FileMode
+	}{{roots.Run, 0o700}, {roots.Log, 0o755}} {
+		made, err := makeParents(root.dir, root.mode)
 		m.Made = append(m.Made, made...)
 		if err != nil {
 			return err
 		}
 	}
-	if err := os.Mkdir(p.RunDir, 0o711); err != nil {
-		return fmt.Errorf("directory of the pod's volumes: %w", err)
-	}
-	text, err := json.Marshal(m)
-	if err != nil {
+	// What both are below goes last.
+	slices.SortStableFunc(m.Made, func(a, b string) int { return cmp.Compare(len(b), len(a)) })
+	if err := closeRoot(roots.Run); err != nil {
 		return err
 	}
-	if err := os.WriteFile(filepath.Join(p.RunDir, markFile), append(text, '\n'), 0o600); err != nil {
+	if err := os.Mkdir(p.RunDir, 0o700); err != nil {
+		return fmt.Errorf("directory of the pod's volumes: %w", err)
+	}
+	if err := writeMark(p.RunDir, m); err != nil {
 		return fmt.Errorf("directory of the pod's volumes: %w", err)
 	}
 	if err := os.Mkdir(p.LogDir, 0o755); err != nil {
@@ -75,10 +96,26 @@ func makeDirs(p *manifest.Plan, uid string) error {
 	return nil
 }
 
-// makeParents makes a directory and returns those it had to make, the innermost
-// first.
-func makeParents(dir string) ([]string, error) {
-	err := os.Mkdir(dir, 0o755)
+// writeMark writes a whole mark or none.
+func writeMark(dir string, m mark) error {
+	text, err := json.Marshal(m)
+	if err != nil {
+		return err
+	}
+	path := filepath.Join(dir, markFile)
+	if err := os.WriteFile(path, append(text, '\n'), 0o600); err != nil {
+		if gone := os.Remove(path); gone != nil && !errors.Is(gone, fs.ErrNotExist) {
+			err = errors.Join(err, gone)
+		}
+		return err
+	}
+	return nil
+}
+
+// makeParents makes a directory with the mode and returns those it had to make,
+// the innermost first.
+func makeParents(dir string, mode fs.FileMode) ([]string, error) {
+	err := os.Mkdir(dir, mode)
 	switch {
 	case err == nil:
 		return []string{dir}, nil
@@ -87,14 +124,50 @@ func makeParents(dir string) ([]string, error) {
 	case !errors.Is(err, fs.ErrNotExist):
 		return nil, err
 	}
-	made, err := makeParents(filepath.Dir(dir))
+	made, err := makeParents(filepath.Dir(dir), 0o755)
 	if err != nil {
 		return made, err
 	}
-	if err := os.Mkdir(dir, 0o755); err != nil {
+	if err := os.Mkdir(dir, mode); err != nil {
 		return made, err
 	}
 	return append([]string{dir}, made...), nil
+}
+
+// closeRoot closes a run root to others where it serves pods alone, as one that
+// an earlier berth made open. A directory that has something else in it keeps
+// its mode.
+func closeRoot(root string) error {
+	st, err := os.Stat(root)
+	if err != nil {
+		return fmt.Errorf("directory of pods' volumes: %w", err)
+	}
+	if st.Mode().Perm()&0o077 != 0 {
+		entries, err := os.ReadDir(root)
+		if err != nil {
+			return fmt.Errorf("directory of pods' volumes: %w", err)
+		}
+		if !slices.ContainsFunc(entries, func(e fs.DirEntry) bool { return uuid.Validate(e.Name()) != nil }) {
+			if err := os.Chmod(root, 0o700); err != nil {
+				return fmt.Errorf("directory of pods' volumes: %w", err)
+			}
+			return nil
+		}
+	}
+	return checkOwner(root, st)
+}
+
+// checkOwner refuses a directory in which somebody else can replace what is
+// ours.
+func checkOwner(dir string, st fs.FileInfo) error {
+	owner := st.Sys().(*syscall.Stat_t).Uid
+	if int(owner) != os.Geteuid() {
+		return fmt.Errorf("directory %s belongs to UID %d, not to %d: give pods' volumes a directory of their own: %w", dir, owner, os.Geteuid(), errdefs.ErrFailedPrecondition)
+	}
+	if st.Mode().Perm()&0o022 != 0 && st.Mode()&fs.ModeSticky == 0 {
+		return fmt.Errorf("directory %s (mode %s) can be changed by others: `chmod go-w` it, or give pods' volumes a directory of their own: %w", dir, st.Mode(), errdefs.ErrFailedPrecondition)
+	}
+	return nil
 }
 
 // prepareVolume makes an emptyDir, or sees that a host's path is what it should
@@ -103,7 +176,7 @@ func prepareVolume(v manifest.Volume) error {
 	if v.HostPathType != nil {
 		return prepareHostPath(v.Path, *v.HostPathType)
 	}
-	if err := os.MkdirAll(v.Path, 0o711); err != nil {
+	if err := os.MkdirAll(v.Path, 0o700); err != nil {
 		return err
 	}
 	if v.Memory {
@@ -157,68 +230,4 @@ func prepareHostPath(path string, kind corev1.HostPathType) error {
 		return fmt.Errorf("hostPath %s: want a %s, found mode %s: %w", path, kind, st.Mode(), errdefs.ErrFailedPrecondition)
 	}
 	return nil
-}
-
-// removeDirs removes what makeDirs made for the pod with this UID, with all
-// that containers put there. It is idempotent. A directory without the pod's
-// mark is left alone, with an error: an annotation of a pod says where it is,
-// and anyone may have written that.
-func removeDirs(dir, uid string) error {
-	if !filepath.IsAbs(dir) || filepath.Base(dir) != uid {
-		return fmt.Errorf("run directory %q of pod UID %s is none that berth run makes: left alone: %w", dir, uid, errdefs.ErrFailedPrecondition)
-	}
-	m, err := readMark(dir)
-	if errors.Is(err, fs.ErrNotExist) {
-		// Not there, or made only just so far; with anything in it, it stays.
-		if err := os.Remove(dir); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return fmt.Errorf("run directory without its %s is left alone: %w", markFile, err)
-		}
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	if m.UID != uid || m.Version != markVersion {
-		return fmt.Errorf("run directory %s is marked for pod UID %q (version %d): left alone: %w", dir, m.UID, m.Version, errdefs.ErrFailedPrecondition)
-	}
-	// A container may have left mounts in a volume.
-	if err := host.UnmountBelow(dir); err != nil {
-		return err
-	}
-	entries, err := os.ReadDir(dir)
-	if err != nil {
-		return err
-	}
-	for _, e := range entries {
-		if e.Name() == markFile {
-			continue
-		}
-		if err := host.RemoveTree(dir, e.Name()); err != nil {
-			return err
-		}
-	}
-	if err := host.RemoveTree(filepath.Dir(m.LogDir), filepath.Base(m.LogDir)); err != nil {
-		return err
-	}
-	if err := host.RemoveTree(filepath.Dir(dir), uid); err != nil {
-		return err
-	}
-	for _, parent := range m.Made {
-		if err := os.Remove(parent); err != nil && !errors.Is(err, unix.ENOTEMPTY) && !errors.Is(err, fs.ErrNotExist) {
-			return err
-		}
-	}
-	return nil
-}
-
-func readMark(dir string) (*mark, error) {
-	text, err := os.ReadFile(filepath.Join(dir, markFile))
-	if err != nil {
-		return nil, err
-	}
-	var m mark
-	if err := json.Unmarshal(text, &m); err != nil {
-		return nil, fmt.Errorf("%s: %w", filepath.Join(dir, markFile), err)
-	}
-	return &m, nil
 }

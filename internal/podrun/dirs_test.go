@@ -1,6 +1,8 @@
 package podrun
 
 import (
+	"cmp"
+	"encoding/json"
 	"errors"
 	"io/fs"
 	"os"
@@ -9,7 +11,7 @@ import (
 	"syscall"
 	"testing"
 
-	"github.com/google/go-cmp/cmp"
+	gocmp "github.com/google/go-cmp/cmp"
 	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
 	corev1 "k8s.io/api/core/v1"
@@ -30,6 +32,10 @@ func testPlan(t *testing.T, dir, volumes string) *manifest.Plan {
 	return manifest.NewPlan(pod, manifest.Options{UID: testUID, RunRoot: filepath.Join(dir, "a/pods"), LogRoot: filepath.Join(dir, "logs")})
 }
 
+func sandboxOf(p *manifest.Plan) *runtime.PodSandbox {
+	return &runtime.PodSandbox{Metadata: p.Sandbox.Metadata, Annotations: p.Sandbox.Annotations}
+}
+
 func isMounted(t *testing.T, path string) bool {
 	t.Helper()
 	mounted, err := mountinfo.Mounted(path)
@@ -46,7 +52,7 @@ func TestDirs(t *testing.T) {
 	dir := t.TempDir()
 	defer syscall.Umask(syscall.Umask(0o077))
 	plan := testPlan(t, dir, "[{name: disk, emptyDir: {}}, {name: mem, emptyDir: {medium: Memory, sizeLimit: 1Mi}}]")
-	if err := makeDirs(plan, testUID); err != nil {
+	if err := makeDirs(plan); err != nil {
 		t.Fatal(err)
 	}
 	disk, mem := plan.Volumes[0].Path, plan.Volumes[1].Path
@@ -57,6 +63,12 @@ func TestDirs(t *testing.T) {
 		}
 		if st.Mode().Perm() != 0o777 || st.Mode()&fs.ModeSetgid == 0 || st.Sys().(*syscall.Stat_t).Gid != 2000 {
 			t.Errorf("%s: mode %s, group %d", path, st.Mode(), st.Sys().(*syscall.Stat_t).Gid)
+		}
+	}
+	// Volumes are open to every user; the way to them is not.
+	for _, path := range []string{filepath.Dir(plan.RunDir), plan.RunDir, filepath.Dir(disk)} {
+		if st, err := os.Stat(path); err != nil || st.Mode().Perm() != 0o700 {
+			t.Errorf("%s: %v, %v, want nobody else to enter it", path, st.Mode(), err)
 		}
 	}
 	if !isMounted(t, mem) || isMounted(t, disk) {
@@ -83,7 +95,7 @@ func TestDirs(t *testing.T) {
 		}
 	}
 	for range 2 { // again is no error
-		if err := removeDirs(plan.RunDir, testUID); err != nil {
+		if err := removeDirs(rootsOf(plan), sandboxOf(plan)); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -96,35 +108,124 @@ func TestDirs(t *testing.T) {
 	}
 }
 
-// Anyone who can make a pod can write its annotation.
+// Anyone who can make a pod can write its annotation, and a container can write
+// a mark into its volumes.
 func TestRemoveDirsLeavesOthersAlone(t *testing.T) {
 	dir := t.TempDir()
-	other := filepath.Join(dir, "precious")
-	if err := os.MkdirAll(filepath.Join(other, "data"), 0o700); err != nil {
-		t.Fatal(err)
+	roots := Roots{Run: filepath.Join(dir, "run"), Log: filepath.Join(dir, "logs")}
+	precious := filepath.Join(dir, "precious")
+	ours := filepath.Join(roots.Run, testUID)
+	volume := filepath.Join(dir, "kubelet/volumes", testUID)
+	logs := manifest.LogDirName("ns", "p", testUID)
+	good := mark{Version: 1, UID: testUID, LogDir: filepath.Join(roots.Log, logs)}
+	with := func(change func(*mark)) mark { m := good; change(&m); return m }
+	for _, test := range []struct {
+		name, at, said, uid string
+		mark                any
+		before              func() error
+	}{
+		{name: "a volume of a pod", at: volume, said: volume, mark: with(func(m *mark) { m.LogDir = precious })},
+		{name: "a volume of a pod, by way of the root", at: volume, said: roots.Run + "/../kubelet/volumes/" + testUID, mark: good},
+		{name: "no UID", at: ours, said: ours, uid: ".", mark: good},
+		{name: "a UID that leads out", at: volume, said: volume, uid: "../kubelet/volumes/" + testUID, mark: good},
+		{name: "relative", at: ours, said: "run/" + testUID, mark: good},
+		{name: "no mark", at: ours, said: ours},
+		{name: "another's mark", at: ours, said: ours, mark: with(func(m *mark) { m.UID = "other" })},
+		{name: "another pod's logs", at: ours, said: ours, mark: with(func(m *mark) { m.LogDir = filepath.Join(roots.Log, "ns_other_"+testUID) })},
+		{name: "a precious directory for logs", at: ours, said: ours, mark: with(func(m *mark) { m.LogDir = precious })},
+		{name: "parents elsewhere", at: ours, said: ours, mark: with(func(m *mark) { m.Made = []string{precious} })},
+		{name: "a link for the directory", at: volume, said: ours, mark: good, before: func() error { return os.Symlink(volume, ours) }},
+		{name: "a directory of another user", at: ours, said: ours, mark: good, before: func() error { return os.Chown(ours, 65534, -1) }},
+		{name: "a root that others can change", at: ours, said: ours, mark: good, before: func() error { return os.Chmod(roots.Run, 0o777) }},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			if os.Geteuid() != 0 {
+				t.Skip("another's directory needs root")
+			}
+			defer func() {
+				if err := os.RemoveAll(roots.Run); err != nil {
+					t.Error(err)
+				}
+			}()
+			kept := []string{filepath.Join(test.at, "data"), filepath.Join(precious, "data"), filepath.Join(good.LogDir, "c")}
+			for _, d := range append(kept, roots.Run) {
+				if err := os.MkdirAll(d, 0o700); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if test.mark != nil {
+				text, err := json.Marshal(test.mark)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if err := os.WriteFile(filepath.Join(test.at, markFile), text, 0o600); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if test.before != nil {
+				if err := test.before(); err != nil {
+					t.Fatal(err)
+				}
+			}
+			err := removeDirs(roots, &runtime.PodSandbox{
+				Metadata:    &runtime.PodSandboxMetadata{Namespace: "ns", Name: "p", Uid: cmp.Or(test.uid, testUID)},
+				Annotations: map[string]string{manifest.AnnotationRunDir: test.said},
+			})
+			if !errors.Is(err, errLeftAlone) {
+				t.Errorf("%v, want %v", err, errLeftAlone)
+			}
+			for _, d := range kept {
+				if _, err := os.Stat(d); err != nil {
+					t.Error(err)
+				}
+			}
+		})
 	}
-	named := filepath.Join(dir, testUID) // has the name, and no mark
-	if err := os.MkdirAll(filepath.Join(named, "data"), 0o700); err != nil {
-		t.Fatal(err)
-	}
-	marked := filepath.Join(dir, "x", testUID) // has another pod's mark
-	if err := os.MkdirAll(marked, 0o700); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.WriteFile(filepath.Join(marked, markFile), []byte(`{"version":1,"uid":"other","logDir":"`+other+`"}`), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	for _, path := range []string{other, named, marked, "relative/" + testUID, "/"} {
-		if err := removeDirs(path, testUID); err == nil || !strings.Contains(err.Error(), "left alone") {
-			t.Errorf("%s: %v", path, err)
+}
+
+// A root that an earlier berth made, open to others, is closed; a directory
+// that is not for pods alone is not touched.
+func TestRunRootIsClosed(t *testing.T) {
+	for _, test := range []struct {
+		entry      string
+		mode, want fs.FileMode
+		fails      string
+	}{
+		{"11111111-2222-3333-4444-666666666666", 0o755, 0o700, ""},
+		{"something", 0o755, 0o755, ""},
+		{"something", 0o777, 0o777, "can be changed by others"},
+		{"something", 0o777 | fs.ModeSticky, 0o777 | fs.ModeSticky, ""},
+	} {
+		dir := t.TempDir()
+		plan := testPlan(t, dir, "[]")
+		root := filepath.Dir(plan.RunDir)
+		for _, err := range []error{os.MkdirAll(filepath.Join(root, test.entry), 0o755), os.Chmod(root, test.mode)} {
+			if err != nil {
+				t.Fatal(err)
+			}
+		}
+		err := makeDirs(plan)
+		if test.fails == "" && err != nil || test.fails != "" && (err == nil || !strings.Contains(err.Error(), test.fails)) {
+			t.Errorf("%s, %s: %v, want %q", test.entry, test.mode, err, test.fails)
+		}
+		if st, err := os.Stat(root); err != nil || st.Mode()&^fs.ModeDir != test.want {
+			t.Errorf("%s, %s: mode %v, %v", test.entry, test.mode, st.Mode(), err)
 		}
 	}
-	for _, path := range []string{other, named} {
-		if _, err := os.Stat(filepath.Join(path, "data")); err != nil {
-			t.Error(err)
-		}
+}
+
+// Logs elsewhere are not forgotten: the user is told how to have them removed.
+func TestRemoveDirsOtherLogRoot(t *testing.T) {
+	plan := testPlan(t, t.TempDir(), "[]")
+	if err := makeDirs(plan); err != nil {
+		t.Fatal(err)
 	}
-	if err := removeDirs(filepath.Join(dir, "gone", testUID), testUID); err != nil {
+	roots := rootsOf(plan)
+	roots.Log += "2"
+	if err := removeDirs(roots, sandboxOf(plan)); err == nil || errors.Is(err, errLeftAlone) || !strings.Contains(err.Error(), "--log-root "+filepath.Dir(plan.LogDir)) {
+		t.Errorf("%v", err)
+	}
+	if err := removeDirs(rootsOf(plan), sandboxOf(plan)); err != nil {
 		t.Error(err)
 	}
 }
@@ -136,10 +237,10 @@ func TestRemoveDirsKeepsParents(t *testing.T) {
 		t.Fatal(err)
 	}
 	plan := testPlan(t, dir, "[]")
-	if err := makeDirs(plan, testUID); err != nil {
+	if err := makeDirs(plan); err != nil {
 		t.Fatal(err)
 	}
-	if err := removeDirs(plan.RunDir, testUID); err != nil {
+	if err := removeDirs(rootsOf(plan), sandboxOf(plan)); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := os.Stat(filepath.Join(dir, "a/pods")); err != nil {
@@ -195,6 +296,6 @@ func TestParseResolvConf(t *testing.T) {
 	got := parseResolvConf([]byte("# a comment\nnameserver 192.0.2.1\nsearch old.example\nnameserver 2001:db8::1 \nsearch a.example b.example\noptions ndots:2\noptions edns0\nnameserver\n"))
 	want := &runtime.DNSConfig{Servers: []string{"192.0.2.1", "2001:db8::1"}, Searches: []string{"a.example", "b.example"}, Options: []string{"ndots:2", "edns0"}}
 	if got.String() != want.String() {
-		t.Error(cmp.Diff(want.String(), got.String()))
+		t.Error(gocmp.Diff(want.String(), got.String()))
 	}
 }

@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"net"
 	"os"
+	"path/filepath"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -18,6 +19,9 @@ import (
 
 // seccompRoot is where a kubelet has Localhost seccomp profiles.
 const seccompRoot = "/var/lib/kubelet/seccomp"
+
+// throttles tell of processors' heat, and so of what others compute.
+const throttles = "/sys/devices/system/cpu/cpu[0-9]*/thermal_throttle"
 
 // Machine gives the facts about this machine that a plan needs.
 func Machine() (manifest.Options, error) {
@@ -33,6 +37,9 @@ func Machine() (manifest.Options, error) {
 	o.Memory = int64(info.Totalram) * int64(info.Unit)
 	if o.HostIPs, err = hostIPs(); err != nil {
 		return o, fmt.Errorf("the machine's addresses: %w", err)
+	}
+	if o.MaskedPaths, err = filepath.Glob(throttles); err != nil {
+		return o, fmt.Errorf("the machine's processors: %w", err)
 	}
 	text, err := os.ReadFile("/etc/resolv.conf")
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {

@@ -5,9 +5,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strconv"
+	"strings"
 	"time"
 
 	"google.golang.org/grpc/codes"
@@ -136,14 +139,20 @@ func (r *Run) waitExit(ctx context.Context, id string) (*runtime.ContainerStatus
 	}
 }
 
-// lastLines is the end of a container's log, for an error.
+// maxTail bounds what is read of a log for an error.
+const maxTail = 64 << 10
+
+// lastLines is the end of a container's last log, for an error.
 func (r *Run) lastLines(c *manifest.Container) string {
 	const most = 5
-	files, err := filepath.Glob(filepath.Join(r.plan.LogDir, c.Name, "*.log"))
-	if err != nil || len(files) == 0 {
+	path, err := lastLog(filepath.Join(r.plan.LogDir, c.Name))
+	if err != nil {
+		return fmt.Sprintf("  (%v)", err)
+	}
+	if path == "" {
 		return "  (empty)"
 	}
-	text, err := os.ReadFile(files[len(files)-1])
+	text, err := tail(path)
 	if err != nil {
 		return fmt.Sprintf("  (%v)", err)
 	}
@@ -157,4 +166,35 @@ func (r *Run) lastLines(c *manifest.Container) string {
 		b.WriteString("  " + string(line) + "\n")
 	}
 	return string(bytes.TrimRight(b.Bytes(), "\n"))
+}
+
+// lastLog is the log of the last attempt, "" where there is none.
+func lastLog(dir string) (string, error) {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return "", err
+	}
+	last, found := uint64(0), ""
+	for _, e := range entries {
+		attempt, isLog := strings.CutSuffix(e.Name(), ".log")
+		n, err := strconv.ParseUint(attempt, 10, 32)
+		if isLog && err == nil && (found == "" || n > last) {
+			last, found = n, filepath.Join(dir, e.Name())
+		}
+	}
+	return found, nil
+}
+
+// tail is the end of a file.
+func tail(path string) (_ []byte, err error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, f.Close()) }()
+	st, err := f.Stat()
+	if err != nil {
+		return nil, err
+	}
+	return io.ReadAll(io.NewSectionReader(f, max(0, st.Size()-maxTail), maxTail))
 }

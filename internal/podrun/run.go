@@ -4,8 +4,8 @@
 //
 // What Start made, a failed Start takes away again; what Stop and Remove are
 // given need not be whole. The directories of a pod are removed after its
-// containers and before its sandbox, whose annotation tells where they are, so
-// that a removal that was cut can be done again.
+// containers and before its sandbox, which alone tells that there are any, so
+// that a removal that was cut or failed can be done again.
 //
 // A Run is used by one goroutine; the goroutines it starts end when Wait or
 // Detach has returned. Stop and Remove hold no state and may be called from
@@ -103,7 +103,7 @@ func (r *Run) Start(ctx context.Context) (err error) {
 			err = errors.Join(err, r.undo(ctx))
 		}
 	}()
-	if err := makeDirs(r.plan, r.plan.Sandbox.Metadata.Uid); err != nil {
+	if err := makeDirs(r.plan); err != nil {
 		return err
 	}
 	if err := r.runSandbox(ctx); err != nil {
@@ -309,9 +309,9 @@ func (r *Run) undo(ctx context.Context) error {
 	r.Detach()
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTimeout)
 	defer cancel()
-	if r.sandbox == "" {
-		return removeDirs(r.plan.RunDir, r.plan.Sandbox.Metadata.Uid)
-	}
 	pod := &runtime.PodSandbox{Id: r.sandbox, Metadata: r.plan.Sandbox.Metadata, Annotations: r.plan.Sandbox.Annotations}
-	return errors.Join(Stop(ctx, r.client, pod, new(time.Duration(0))), Remove(ctx, r.client, pod))
+	if r.sandbox == "" {
+		return removeDirs(rootsOf(r.plan), pod)
+	}
+	return errors.Join(Stop(ctx, r.client, pod, new(time.Duration(0))), Remove(ctx, r.client, rootsOf(r.plan), pod))
 }

@@ -3,7 +3,6 @@ package podrun
 import (
 	"cmp"
 	"context"
-	"errors"
 	"fmt"
 	"slices"
 	"strconv"
@@ -85,29 +84,6 @@ func stopContainer(ctx context.Context, cl *client.Client, c *runtime.Container,
 		return fmt.Errorf("stop container %s: %w", c.GetMetadata().GetName(), err)
 	}
 	return nil
-}
-
-// Remove removes a stopped pod: its containers, its directories where berth run
-// made it, and its sandbox.
-func Remove(ctx context.Context, cl *client.Client, pod *runtime.PodSandbox) error {
-	containers, err := containersOf(ctx, cl, pod)
-	if err != nil {
-		return err
-	}
-	for _, c := range containers {
-		if _, err := cl.Runtime.RemoveContainer(ctx, &runtime.RemoveContainerRequest{ContainerId: c.Id}); err != nil {
-			return fmt.Errorf("remove container %s: %w", c.GetMetadata().GetName(), err)
-		}
-	}
-	// What is wrong with directories must not keep the pod.
-	var dirErr error
-	if dir := pod.Annotations[manifest.AnnotationRunDir]; dir != "" {
-		dirErr = removeDirs(dir, pod.GetMetadata().GetUid())
-	}
-	if _, err := cl.Runtime.RemovePodSandbox(ctx, &runtime.RemovePodSandboxRequest{PodSandboxId: pod.Id}); err != nil {
-		return errors.Join(dirErr, fmt.Errorf("remove pod %s: %w", client.PodName(pod.Metadata), err))
-	}
-	return dirErr
 }
 
 func containersOf(ctx context.Context, cl *client.Client, pod *runtime.PodSandbox) ([]*runtime.Container, error) {

@@ -50,10 +50,12 @@ type Action struct {
 // A Plan is what to do: take up at once, then what may be slow, containers
 // before their sandboxes.
 type Plan struct {
-	Resume     []Action
-	Containers []Action
-	Sandboxes  []Action
-	Images     []Action
+	// Resume are ready sandboxes and running containers, Tidy the containers
+	// that do not run and may have kept what is to be given back.
+	Resume, Tidy []Action
+	Containers   []Action
+	Sandboxes    []Action
+	Images       []Action
 }
 
 // opsOf maps an operation to what its object is.
@@ -84,8 +86,10 @@ func Make(f Facts) Plan {
 			if !cut[steps.CreateContainer][c.ID] {
 				p.Containers = append(p.Containers, Action{Kind: Container, ID: c.ID, Undo: steps.CreateContainer, Why: "was never created"})
 			}
-		case c.State == record.ContainerRunning || !cut[steps.StartContainer][c.ID]:
+		case c.State == record.ContainerRunning:
 			p.Resume = append(p.Resume, Action{Kind: Container, ID: c.ID})
+		case !cut[steps.StartContainer][c.ID]:
+			p.Tidy = append(p.Tidy, Action{Kind: Container, ID: c.ID})
 		}
 	}
 	for _, id := range f.StraySandboxes {

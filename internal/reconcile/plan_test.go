@@ -24,7 +24,10 @@ func TestMake(t *testing.T) {
 				Sandboxes:  []*record.Sandbox{box("s", record.SandboxReady)},
 				Containers: []*record.Container{ctr("run", "s", record.ContainerRunning), ctr("end", "s", record.ContainerExited)},
 			},
-			want: Plan{Resume: []Action{{Kind: Sandbox, ID: "s"}, {Kind: Container, ID: "run"}, {Kind: Container, ID: "end"}}},
+			want: Plan{
+				Resume: []Action{{Kind: Sandbox, ID: "s"}, {Kind: Container, ID: "run"}},
+				Tidy:   []Action{{Kind: Container, ID: "end"}},
+			},
 		},
 		{name: "what was cut is undone once",
 			facts: Facts{

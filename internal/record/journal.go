@@ -30,7 +30,7 @@ func (s *Store) End(op, object string) error {
 
 // Unfinished lists what a daemon before this one left half done, oldest first.
 func (s *Store) Unfinished(ctx context.Context) ([]Unfinished, error) {
-	rows, err := s.db.QueryContext(ctx, "SELECT op, object, step, begun FROM journal ORDER BY begun")
+	rows, err := s.side.QueryContext(ctx, "SELECT op, object, step, begun FROM journal ORDER BY begun")
 	if err != nil {
 		return nil, fmt.Errorf("read journal: %w", err)
 	}

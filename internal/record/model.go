@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/containerd/errdefs"
 	"google.golang.org/protobuf/proto"
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
@@ -52,8 +53,7 @@ type Process struct {
 // ContainerState is where a container is in its life.
 type ContainerState string
 
-// The states of a container. One that is being created is not shown; Unknown
-// is one whose task vanished in a way that leaves nothing to report.
+// The states of a container. One that is being created is not shown.
 const (
 	ContainerCreating ContainerState = "creating"
 	ContainerCreated  ContainerState = "created"
@@ -80,6 +80,9 @@ type Container struct {
 	UID, GID   uint32
 	Groups     []uint32
 	PID        int
+	// Supervisor is the name of the supervisor that has it; empty where a
+	// shim of its own does.
+	Supervisor string `json:",omitempty"`
 
 	CreatedAt, StartedAt, FinishedAt time.Time
 	ExitCode                         int32
@@ -157,12 +160,19 @@ func encode(value any, config proto.Message) (body, message []byte, err error) {
 	return body, message, err
 }
 
+// decode reads the version first: a newer body may have other types.
 func decode(body, config []byte, into any, v *version, message proto.Message) error {
-	if err := json.Unmarshal(body, into); err != nil {
+	if err := json.Unmarshal(body, v); err != nil {
 		return fmt.Errorf("body: %w", err)
+	}
+	if v.V > bodyVersion {
+		return fmt.Errorf("body has version %d, which is above %d: it was written by a newer berth; install that version, or move the file away after draining the node: %w", v.V, bodyVersion, errdefs.ErrFailedPrecondition)
 	}
 	if v.V != bodyVersion {
 		return fmt.Errorf("body has version %d, not %d", v.V, bodyVersion)
+	}
+	if err := json.Unmarshal(body, into); err != nil {
+		return fmt.Errorf("body: %w", err)
 	}
 	if err := proto.Unmarshal(config, message); err != nil {
 		return fmt.Errorf("config: %w", err)

@@ -3,13 +3,16 @@ package record
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -133,6 +136,50 @@ func TestFileThatIsNoDatabaseIsSetAside(t *testing.T) {
 	}
 }
 
+// A page that is damaged costs the records on it alone, and those that only the
+// log had are kept.
+func TestDamagedDatabaseIsTakenOver(t *testing.T) {
+	const boxes = 200
+	killed, path := filepath.Join(t.TempDir(), "records.db"), filepath.Join(t.TempDir(), "records.db")
+	s, _ := open(t, killed)
+	for i := range boxes {
+		if err := s.Sandboxes.Put(sandbox(fmt.Sprintf("%03d", i))); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := errors.Join(s.copyLog(), s.Begin("Op", "x", "s"), s.Sandboxes.Put(sandbox("late"))); err != nil {
+		t.Fatal(err)
+	}
+	content, err := os.ReadFile(killed)
+	if err != nil {
+		t.Fatal(err)
+	}
+	const page = 4096
+	at := bytes.Index(content, []byte(`"ID":"100"`)) / page * page
+	copy(content[at:at+page], bytes.Repeat([]byte{0xff}, page))
+	wal, err := os.ReadFile(killed + "-wal")
+	if err := errors.Join(err, os.WriteFile(path, content, 0o600), os.WriteFile(path+"-wal", wal, 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	s, log := open(t, path)
+	if n := len(s.Sandboxes.List()); n < boxes*3/4 || n > boxes {
+		t.Errorf("%d of %d records are left; log:\n%s", n, boxes+1, log)
+	}
+	if _, err := s.Sandboxes.Get("late"); err != nil {
+		t.Error(err)
+	}
+	if u, err := s.Unfinished(t.Context()); err != nil || len(u) != 1 {
+		t.Errorf("journal: %v, %v", u, err)
+	}
+	aside, err := filepath.Glob(path + ".damaged-*[0-9]")
+	if err != nil || len(aside) != 1 {
+		t.Fatalf("set aside: %v, %v", aside, err)
+	}
+	if err := s.Sandboxes.Put(sandbox("new")); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestNewerSchemaIsRefused(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "records.db")
 	s, _ := open(t, path)
@@ -145,6 +192,47 @@ func TestNewerSchemaIsRefused(t *testing.T) {
 	_, err := Open(context.Background(), path, slog.New(slog.DiscardHandler))
 	if !errdefs.IsFailedPrecondition(err) {
 		t.Errorf("err = %v", err)
+	}
+}
+
+// A row of a newer berth is not damaged; nor is anything set aside beside it.
+func TestNewerRowIsRefused(t *testing.T) {
+	for _, table := range []string{"sandboxes", "containers"} {
+		t.Run(table, func(t *testing.T) {
+			path := filepath.Join(t.TempDir(), "records.db")
+			s, _ := open(t, path)
+			for _, err := range []error{
+				s.Sandboxes.Put(sandbox("new")), s.Sandboxes.Put(sandbox("bad")),
+				s.Containers.Put(&Container{ID: "new", Config: &runtime.ContainerConfig{}}),
+			} {
+				if err != nil {
+					t.Fatal(err)
+				}
+			}
+			// Its State has another type.
+			if _, err := s.db.Exec("UPDATE sandboxes SET body = x'7b22' WHERE id = 'bad'; UPDATE " + table + ` SET body = '{"v":2,"ID":"new","State":{}}' WHERE id = 'new'`); err != nil {
+				t.Fatal(err)
+			}
+			if err := s.Close(); err != nil {
+				t.Fatal(err)
+			}
+			_, err := Open(t.Context(), path, slog.New(slog.DiscardHandler))
+			if !errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), "newer berth") {
+				t.Errorf("err = %v", err)
+			}
+			db, err := openConn(path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			var rows, damaged int
+			err = db.QueryRow("SELECT (SELECT count(*) FROM sandboxes) + (SELECT count(*) FROM containers), (SELECT count(*) FROM damaged)").Scan(&rows, &damaged)
+			if err != nil || rows != 3 || damaged != 0 {
+				t.Errorf("%d rows, %d set aside, %v", rows, damaged, err)
+			}
+			if err := db.Close(); err != nil {
+				t.Error(err)
+			}
+		})
 	}
 }
 
@@ -196,15 +284,74 @@ func TestParallelChangesAndCheckpoints(t *testing.T) {
 	}
 }
 
-func BenchmarkBegin(b *testing.B) {
-	s, err := Open(b.Context(), filepath.Join(b.TempDir(), "records.db"), slog.New(slog.DiscardHandler))
-	if err != nil {
-		b.Fatal(err)
-	}
-	defer s.Close()
-	for b.Loop() {
-		if err := s.Begin("Op", "x", "s"); err != nil {
-			b.Fatal(err)
+// A checkpoint makes the first write of the log's new beginning itself, and
+// its fsync with it.
+func TestCheckpointBeginsTheLogAgain(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "records.db")
+	s, _ := open(t, path)
+	salt := func() []byte { // of the log's header; another one for each beginning
+		t.Helper()
+		header, err := os.ReadFile(path + "-wal")
+		if err != nil || len(header) < 32 {
+			t.Fatalf("%d bytes, %v", len(header), err)
 		}
+		return header[16:24]
 	}
+	if err := s.Begin("Op", "x", "s"); err != nil {
+		t.Fatal(err)
+	}
+	before := salt()
+	if err := s.copyLog(); err != nil {
+		t.Fatal(err)
+	}
+	after := salt()
+	if bytes.Equal(before, after) {
+		t.Error("the next change begins the log again, and waits for the fsync")
+	}
+	if err := s.Begin("Op", "x", "t"); err != nil {
+		t.Fatal(err)
+	}
+	if !bytes.Equal(after, salt()) {
+		t.Error("a change began the log again")
+	}
+}
+
+// Changes of the journal and of both tables wait for each other in the store's
+// own lock.
+func TestChangesTakeTurns(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "records.db")
+	synctest.Test(t, func(t *testing.T) {
+		s, err := Open(t.Context(), path, slog.New(slog.DiscardHandler))
+		if err != nil {
+			t.Fatal(err)
+		}
+		var done atomic.Int32
+		s.write.Lock()
+		for _, change := range []func() error{
+			func() error { return s.Begin("Op", "x", "s") },
+			func() error { return s.Sandboxes.Put(sandbox("x")) },
+			func() error { return s.Containers.Put(&Container{ID: "c", Config: &runtime.ContainerConfig{}}) },
+			func() error { return s.Sandboxes.Delete("x") },
+			func() error { return s.End("Op", "x") },
+		} {
+			go func() {
+				if err := change(); err != nil {
+					t.Error(err)
+				}
+				done.Add(1)
+			}()
+		}
+		synctest.Wait()
+		if n := done.Load(); n != 0 {
+			t.Errorf("%d changes did not wait", n)
+		}
+		s.write.Unlock()
+		synctest.Wait()
+		if n := done.Load(); n != 5 {
+			t.Errorf("%d changes are done", n)
+		}
+		if err := s.Close(); err != nil {
+			t.Error(err)
+		}
+	})
 }

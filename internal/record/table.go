@@ -24,41 +24,30 @@ type codec[T any] struct {
 // A Table is all records of one kind, in memory and on disk.
 type Table[T any] struct {
 	store *Store
+	name  string
 	codec codec[T]
 
 	put, remove *sql.Stmt
 
-	// write lets one change at a time at the disk; it is taken before mu.
-	write sync.Mutex
+	// write lets one change at a time read, change and write a row; it is taken
+	// before the store's, and that before mu.
+	write turns
 	mu    sync.RWMutex // guards rows; never held across a disk access
 	rows  map[string]*T
 }
 
-func loadTable[T any](ctx context.Context, s *Store, name string, c codec[T]) (*Table[T], error) {
-	t := &Table[T]{store: s, codec: c, rows: map[string]*T{}}
-	damaged, err := t.read(ctx, name)
-	if err != nil {
-		return nil, fmt.Errorf("read %s: %w", name, err)
-	}
-	for id, reason := range damaged {
-		s.log.Error("a record cannot be read; it is set aside in the table damaged, and what it names on this machine is removed",
-			c.kind, id, "err", reason)
-		if err := setRowAside(ctx, s.db, name, id, reason); err != nil {
-			return nil, fmt.Errorf("set damaged record %s aside: %w", id, err)
-		}
-	}
-	if t.put, err = s.db.PrepareContext(ctx, "INSERT OR REPLACE INTO "+name+" (id, body, config) VALUES (?, ?, ?)"); err != nil {
-		return nil, err
-	}
-	t.remove, err = s.db.PrepareContext(ctx, "DELETE FROM "+name+" WHERE id = ?")
-	return t, err
+func newTable[T any](s *Store, name string, c codec[T]) *Table[T] {
+	return &Table[T]{store: s, name: name, codec: c, write: make(turns, 1), rows: map[string]*T{}}
 }
 
 // read fills rows and returns what could not be read, with the reason.
-func (t *Table[T]) read(ctx context.Context, name string) (map[string]error, error) {
-	rows, err := t.store.db.QueryContext(ctx, "SELECT id, body, config FROM "+name)
+//
+// Errors: ErrFailedPrecondition for a row that a newer berth wrote; it is no
+// damage.
+func (t *Table[T]) read(ctx context.Context) (map[string]error, error) {
+	rows, err := t.store.db.QueryContext(ctx, "SELECT id, body, config FROM "+t.name)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("read %s: %w", t.name, err)
 	}
 	defer rows.Close()
 	damaged := map[string]error{}
@@ -66,11 +55,14 @@ func (t *Table[T]) read(ctx context.Context, name string) (map[string]error, err
 		var id string
 		var body, config []byte
 		if err := rows.Scan(&id, &body, &config); err != nil {
-			return nil, err
+			return nil, fmt.Errorf("read %s: %w", t.name, err)
 		}
 		value, err := t.codec.decode(body, config)
 		if err == nil && t.codec.id(value) != id {
 			err = fmt.Errorf("the row of %s holds the record of %q", id, t.codec.id(value))
+		}
+		if errdefs.IsFailedPrecondition(err) {
+			return nil, fmt.Errorf("%s %s: %w", t.codec.kind, id, err)
 		}
 		if err != nil {
 			damaged[id] = err
@@ -79,6 +71,24 @@ func (t *Table[T]) read(ctx context.Context, name string) (map[string]error, err
 		t.rows[id] = value
 	}
 	return damaged, rows.Err()
+}
+
+// begin sets aside what could not be read and makes the table ready for
+// changes.
+func (t *Table[T]) begin(ctx context.Context, damaged map[string]error) (err error) {
+	db := t.store.db
+	for id, reason := range damaged {
+		t.store.log.Error("a record cannot be read; it is set aside in the table damaged, and what it names on this machine is removed",
+			t.codec.kind, id, "err", reason)
+		if err := setRowAside(ctx, db, t.name, id, reason); err != nil {
+			return fmt.Errorf("set damaged record %s aside: %w", id, err)
+		}
+	}
+	if t.put, err = db.PrepareContext(ctx, "INSERT OR REPLACE INTO "+t.name+" (id, body, config) VALUES (?, ?, ?)"); err != nil {
+		return err
+	}
+	t.remove, err = db.PrepareContext(ctx, "DELETE FROM "+t.name+" WHERE id = ?")
+	return err
 }
 
 func setRowAside(ctx context.Context, db *sql.DB, table, id string, reason error) error {

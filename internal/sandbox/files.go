@@ -13,7 +13,7 @@ import (
 
 func (s *Service) makeDirectories(id string) error {
 	for _, dir := range []string{s.Paths.Sandbox(id), s.Paths.Namespaces(id), s.Paths.Shm(id)} {
-		if err := os.MkdirAll(dir, 0o711); err != nil {
+		if err := os.MkdirAll(dir, 0o700); err != nil {
 			return err
 		}
 	}

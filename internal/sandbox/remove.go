@@ -18,15 +18,12 @@ func (s *Service) Remove(ctx context.Context, id string) error {
 	if err != nil {
 		return err
 	}
-	release, err := s.slots.Acquire(ctx, box.ID)
-	if err != nil {
-		return err
-	}
-	defer release()
-	if err := s.stop(ctx, box.ID); err != nil {
-		return err
-	}
-	return s.remove(ctx, box.ID)
+	return s.alone(ctx, "removal of sandbox ", box.ID, func(ctx context.Context, id string) error {
+		if err := s.stop(ctx, id); err != nil {
+			return err
+		}
+		return s.remove(ctx, id)
+	})
 }
 
 func (s *Service) remove(ctx context.Context, id string) error {

@@ -6,9 +6,7 @@ import (
 	"encoding/hex"
 	"fmt"
 	"maps"
-	"path"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -20,9 +18,9 @@ import (
 	"berth/internal/supervisor"
 )
 
-// runTimeout bounds a run that nobody waits for any more; a kubelet waits
+// opTimeout bounds an operation that nobody waits for any more; a kubelet waits
 // four minutes for a sandbox.
-const runTimeout = 4 * time.Minute
+const opTimeout = 4 * time.Minute
 
 // Run makes a sandbox ready and returns its ID. The configuration is valid.
 //
@@ -34,8 +32,8 @@ func (s *Service) Run(ctx context.Context, req *runtime.RunPodSandboxRequest) (s
 		return "", err
 	}
 	cfg := req.GetConfig()
-	return s.runs.Do(ctx, "run of pod "+name(cfg.GetMetadata()), func(ctx context.Context) (string, error) {
-		ctx, cancel := context.WithTimeout(ctx, runTimeout)
+	return s.flights.Do(ctx, "run of pod "+name(cfg.GetMetadata()), func(ctx context.Context) (string, error) {
+		ctx, cancel := context.WithTimeout(ctx, opTimeout)
 		defer cancel()
 		return s.run(ctx, cfg, handler, req.GetRuntimeHandler())
 	})
@@ -85,17 +83,6 @@ func newID() (string, error) {
 	return hex.EncodeToString(b[:]), nil
 }
 
-// cgroupParent is the one that the client names, or one of our own.
-func (s *Service) cgroupParent(cfg *runtime.PodSandboxConfig, id string) string {
-	if parent := cfg.GetLinux().GetCgroupParent(); parent != "" {
-		return parent
-	}
-	if s.Cgroups.Driver() == "systemd" {
-		return strings.TrimSuffix(path.Base(s.CgroupParent), ".slice") + "-" + id + ".slice"
-	}
-	return path.Join("/", s.CgroupParent, id)
-}
-
 // runSteps are the steps of Run; docs/flow/run-pod.md says what each costs.
 // Their undo uses the ID and the record alone, so that it serves after a crash.
 func (s *Service) runSteps(box *record.Sandbox) []steps.Step {
@@ -109,7 +96,7 @@ func (s *Service) runSteps(box *record.Sandbox) []steps.Step {
 			return host.MountShm(s.Paths.Shm(box.ID), host.DefaultShmSize)
 		}})
 	}
-	list = append(list, steps.Step{Name: "cgroup", Do: func(context.Context) error { return s.Cgroups.Ensure(box.CgroupParent) }})
+	list = append(list, steps.Step{Name: "cgroup", Do: func(ctx context.Context) error { return s.makeCgroup(ctx, box.ID) }})
 	if sharedPID(box) {
 		list = append(list, steps.Step{Name: "init", Do: func(ctx context.Context) error { return s.startInit(ctx, box) }})
 	}
@@ -196,9 +183,9 @@ func (s *Service) attach(ctx context.Context, box *record.Sandbox) error {
 // announce begins what goes with a sandbox that is ready.
 func (s *Service) announce(id string) {
 	box := s.recordOr(id)
-	s.watch(box)
 	s.Events.Publish(runtime.ContainerEventType_CONTAINER_CREATED_EVENT, id, box)
 	s.Events.Publish(runtime.ContainerEventType_CONTAINER_STARTED_EVENT, id, box)
+	s.watch(box) // after them: it may publish that the pod has stopped
 	m := box.Config.GetMetadata()
 	s.Log.Info("pod is ready", "pod", m.GetNamespace()+"/"+m.GetName(), "sandbox", id, "ips", box.IPs)
 }

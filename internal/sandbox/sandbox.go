@@ -10,11 +10,13 @@
 //   - Name, namespace, UID and attempt name one sandbox. A repeated
 //     RunPodSandbox joins the run under way, or gets the ID of the one that is
 //     ready.
-//   - Stop and Remove may be repeated, and finish what a crash cut.
+//   - Stop and Remove may be repeated, and finish what a crash cut. A repeated
+//     call joins the one under way.
 //
 // Concurrency: a Service is safe for concurrent use. Run, Stop and Remove of
-// one sandbox follow each other, and wait for no other sandbox; reads come
-// from the record store and wait for nothing.
+// one sandbox follow each other, and wait for no other sandbox; a caller that
+// gives up does not stop them. Reads come from the record store and wait for
+// nothing.
 package sandbox
 
 import (
@@ -86,10 +88,10 @@ type Options struct {
 // A Service is the node's sandboxes.
 type Service struct {
 	Options
-	slots steps.Slots
-	runs  *steps.Flights[string]
+	slots   steps.Slots
+	flights *steps.Flights[string]
 
-	// base ends the runs and watches at Close.
+	// base ends the flights and watches at Close.
 	base   context.Context
 	cancel context.CancelFunc
 	wg     sync.WaitGroup
@@ -98,14 +100,14 @@ type Service struct {
 // New returns a Service; Close ends it.
 func New(o Options) *Service {
 	base, cancel := context.WithCancel(context.Background())
-	return &Service{Options: o, base: base, cancel: cancel, runs: steps.NewFlights[string](base)}
+	return &Service{Options: o, base: base, cancel: cancel, flights: steps.NewFlights[string](base, o.Log)}
 }
 
 // Close cuts what is under way, which is undone, and waits for it. Sandboxes
 // stay. No call comes after.
 func (s *Service) Close() error {
 	s.cancel()
-	s.runs.Wait()
+	s.flights.Wait()
 	s.wg.Wait()
 	return nil
 }
@@ -164,3 +166,11 @@ func (s *Service) pod(box *record.Sandbox) network.Pod {
 
 // notFound tells whether err only says that the sandbox is gone.
 func notFound(err error) bool { return errors.Is(err, errdefs.ErrNotFound) }
+
+// ignoreGone is err but for that.
+func ignoreGone(err error) error {
+	if notFound(err) {
+		return nil
+	}
+	return err
+}

@@ -21,12 +21,23 @@ func (s *Service) Stop(ctx context.Context, id string) error {
 	if err != nil {
 		return err
 	}
-	release, err := s.slots.Acquire(ctx, box.ID)
-	if err != nil {
-		return err
-	}
-	defer release()
-	return s.stop(ctx, box.ID)
+	return s.alone(ctx, "stop of sandbox ", box.ID, s.stop)
+}
+
+// alone does work on a sandbox, whose slot it holds; who asks for the same work
+// meanwhile joins it.
+func (s *Service) alone(ctx context.Context, what, id string, work func(context.Context, string) error) error {
+	_, err := s.flights.Do(ctx, what+id, func(ctx context.Context) (string, error) {
+		ctx, cancel := context.WithTimeout(ctx, opTimeout)
+		defer cancel()
+		release, err := s.slots.Acquire(ctx, id)
+		if err != nil {
+			return "", err
+		}
+		defer release()
+		return "", work(ctx, id)
+	})
+	return err
 }
 
 // stop does the stopping; the caller holds the sandbox's slot.

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"os"
 	"slices"
-	"strings"
 
 	"berth/internal/host"
 	"berth/internal/network"
@@ -29,7 +28,7 @@ func (s *Service) undoOf(id string) map[string]func(context.Context) error {
 		},
 		"namespaces": func(context.Context) error { return host.UnpinNamespaces(s.Paths.Namespaces(id)) },
 		"shm":        func(context.Context) error { return host.Unmount(s.Paths.Shm(id)) },
-		"cgroup":     func(context.Context) error { return s.removeCgroup(id) },
+		"cgroup":     func(ctx context.Context) error { return s.removeCgroup(ctx, id) },
 		"init": func(ctx context.Context) error {
 			return supervisor.StopPodInit(ctx, s.Paths.Namespace(id, "pid"))
 		},
@@ -81,38 +80,6 @@ func (s *Service) Undo(ctx context.Context, op, id string) error {
 		return err
 	}
 	return s.Steps.Undo(ctx, op, id, s.undoSteps(id)...)
-}
-
-// removeCgroup removes the pod's cgroup where it was not there before it.
-func (s *Service) removeCgroup(id string) error {
-	box, err := s.Store.Sandboxes.Get(id)
-	if notFound(err) || err == nil && !box.OwnCgroup {
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	if err := s.Cgroups.Remove(box.CgroupParent); err != nil {
-		return err
-	}
-	return s.removeEmptyParent(box.CgroupParent)
-}
-
-// removeEmptyParent removes the parent of all pods' cgroups with the last pod.
-func (s *Service) removeEmptyParent(cgroup string) error {
-	if !strings.HasPrefix(cgroup, s.CgroupParent+"/") || s.CgroupParent == "" {
-		return nil
-	}
-	for _, box := range s.Store.Sandboxes.List() {
-		if box.CgroupParent != cgroup && strings.HasPrefix(box.CgroupParent, s.CgroupParent+"/") {
-			return nil
-		}
-	}
-	err := s.Cgroups.Remove(s.CgroupParent)
-	if err != nil && s.Cgroups.Exists(s.CgroupParent) {
-		s.Log.Debug("cgroup of all pods kept", "cgroup", s.CgroupParent, "err", err)
-	}
-	return nil
 }
 
 // Attached lists the pods that may have an address, for the collection of

@@ -25,7 +25,8 @@ type Kernel struct {
 	// CgroupOptions are the options of the host's cgroup2 mount that a
 	// container which mounts it again must keep.
 	CgroupOptions []string
-	// SwapAccounting says whether swap can be limited.
+	// SwapAccounting says whether swap can be limited. ReadKernel leaves it
+	// out: to tell, a cgroup may have to be made (host.Cgroups.SwapLimits).
 	SwapAccounting bool
 	// HugePages are the page sizes that can be limited ("2MB"); none without
 	// the hugetlb controller.
@@ -39,8 +40,6 @@ type Kernel struct {
 	Capabilities []string
 	// OOMScoreAdj is the daemon's own.
 	OOMScoreAdj int
-	// HardLimits are the daemon's own, by their names (RLIMIT_NOFILE).
-	HardLimits map[string]uint64
 }
 
 func (k Kernel) capabilities() []string {
@@ -64,23 +63,7 @@ func ReadKernel() (Kernel, error) {
 	// No path is given, so the call can only say that it exists.
 	err = unix.MountSetattr(-1, "", 0, &unix.MountAttr{})
 	k.RecursiveReadOnly = !errors.Is(err, unix.ENOSYS)
-	k.HardLimits = map[string]uint64{}
-	for name, resource := range rlimitNames {
-		var limit unix.Rlimit
-		if err := unix.Getrlimit(resource, &limit); err != nil {
-			return Kernel{}, fmt.Errorf("getrlimit %s: %w", name, err)
-		}
-		k.HardLimits[name] = limit.Max
-	}
 	return k, nil
-}
-
-var rlimitNames = map[string]int{
-	"RLIMIT_AS": unix.RLIMIT_AS, "RLIMIT_CORE": unix.RLIMIT_CORE, "RLIMIT_CPU": unix.RLIMIT_CPU, "RLIMIT_DATA": unix.RLIMIT_DATA,
-	"RLIMIT_FSIZE": unix.RLIMIT_FSIZE, "RLIMIT_LOCKS": unix.RLIMIT_LOCKS, "RLIMIT_MEMLOCK": unix.RLIMIT_MEMLOCK,
-	"RLIMIT_MSGQUEUE": unix.RLIMIT_MSGQUEUE, "RLIMIT_NICE": unix.RLIMIT_NICE, "RLIMIT_NOFILE": unix.RLIMIT_NOFILE,
-	"RLIMIT_NPROC": unix.RLIMIT_NPROC, "RLIMIT_RSS": unix.RLIMIT_RSS, "RLIMIT_RTPRIO": unix.RLIMIT_RTPRIO,
-	"RLIMIT_RTTIME": unix.RLIMIT_RTTIME, "RLIMIT_SIGPENDING": unix.RLIMIT_SIGPENDING, "RLIMIT_STACK": unix.RLIMIT_STACK,
 }
 
 // readKernel reads files below root, which tests give.
@@ -144,15 +127,11 @@ func readCgroups(cgroup, hugepages, mounts string, k *Kernel) error {
 	case err == nil:
 		k.CgroupVersion = 2
 		hugetlb = slices.Contains(strings.Fields(string(controllers)), "hugetlb")
-		// The root itself has no such file.
-		found, err := filepath.Glob(filepath.Join(cgroup, "*", "memory.swap.max"))
-		k.SwapAccounting = err == nil && len(found) > 0
 		if k.CgroupOptions, err = cgroupOptions(mounts); err != nil {
 			return err
 		}
 	case errors.Is(err, fs.ErrNotExist):
 		hugetlb = exists(filepath.Join(cgroup, "hugetlb"))
-		k.SwapAccounting = exists(filepath.Join(cgroup, "memory", "memory.memsw.limit_in_bytes"))
 	default:
 		return err
 	}

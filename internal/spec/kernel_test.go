@@ -27,22 +27,20 @@ func TestReadKernel(t *testing.T) {
 				"proc/self/status": status, "proc/self/oom_score_adj": "-999\n", "proc/self/mountinfo": mountsV2,
 				"sys/module/apparmor/parameters/enabled": "Y\n", "sys/fs/selinux/enforce": "1",
 				"sys/fs/cgroup/cgroup.controllers":             "cpuset cpu io memory hugetlb pids\n",
-				"sys/fs/cgroup/system.slice/memory.swap.max":   "max\n",
 				"sys/kernel/mm/hugepages/hugepages-2048kB/x":   "",
 				"sys/kernel/mm/hugepages/hugepages-1048576kB/": "", "sys/kernel/mm/hugepages/hugepages-64kB/x": "",
 			},
-			Kernel{CgroupVersion: 2, CgroupOptions: []string{"nsdelegate", "memory_recursiveprot"}, SwapAccounting: true,
+			Kernel{CgroupVersion: 2, CgroupOptions: []string{"nsdelegate", "memory_recursiveprot"},
 				HugePages: []string{"1GB", "2MB", "64KB"}, Seccomp: true, AppArmor: true, SELinux: true, Capabilities: names, OOMScoreAdj: -999},
 		},
 		"hybrid": {
 			map[string]string{
 				"proc/self/status": "CapEff:\t0\nCapBnd:\t0\n", "proc/self/oom_score_adj": "0\n",
 				"sys/module/apparmor/parameters/enabled":             "N\n",
-				"sys/fs/cgroup/memory/memory.memsw.limit_in_bytes":   "1",
 				"sys/fs/cgroup/unified/cgroup.controllers":           "hugetlb\n",
 				"sys/kernel/mm/hugepages/hugepages-2048kB/resv_huge": "",
 			},
-			Kernel{CgroupVersion: 1, SwapAccounting: true, Capabilities: []string{}},
+			Kernel{CgroupVersion: 1, Capabilities: []string{}},
 		},
 		"v1 with hugetlb": {
 			map[string]string{
@@ -79,7 +77,7 @@ func TestReadKernel(t *testing.T) {
 func TestReadThisKernel(t *testing.T) {
 	k, err := ReadKernel()
 	must(t, err)
-	if !slices.Contains(k.Capabilities, "CAP_SYS_ADMIN") || k.Hostname == "" || k.HardLimits["RLIMIT_NOFILE"] == 0 {
+	if !slices.Contains(k.Capabilities, "CAP_SYS_ADMIN") || k.Hostname == "" {
 		t.Errorf("got %+v", k)
 	}
 	if _, err := os.Stat("/sys/fs/cgroup/cgroup.controllers"); (err == nil) != (k.CgroupVersion == 2) {

@@ -31,7 +31,6 @@ func (b *builder) process() error {
 	p.Terminal = c.GetTty()
 	p.User = specs.User{UID: b.in.User.UID, GID: b.in.User.GID, AdditionalGids: b.in.User.AdditionalGIDs}
 	p.NoNewPrivileges = b.sc.GetNoNewPrivs()
-	b.rlimits()
 	b.oomScoreAdj()
 	return nil
 }
@@ -125,25 +124,10 @@ func workingDir(c *runtime.ContainerConfig, image *ocispec.ImageConfig) (string,
 	return path.Join("/", image.WorkingDir), nil
 }
 
-// rlimits are lowered to what the daemon may give.
-func (b *builder) rlimits() {
-	for _, limit := range b.in.Rlimits {
-		ceiling, known := b.in.Kernel.HardLimits[limit.Type]
-		if known && limit.Hard > ceiling && !b.in.Kernel.sysResource() {
-			b.warn("%s is lowered from %d to the daemon's own %d: berth has no CAP_SYS_RESOURCE", limit.Type, limit.Hard, ceiling)
-			limit.Hard = ceiling
-			limit.Soft = min(limit.Soft, ceiling)
-		}
-		b.spec.Process.Rlimits = append(b.spec.Process.Rlimits, limit)
-	}
-}
-
+// oomScoreAdj is set always: without one the container would have the
+// shim's, which is the last to be killed.
 func (b *builder) oomScoreAdj() {
-	r := b.in.Container.GetLinux().GetResources()
-	if r == nil {
-		return
-	}
-	adj := int(r.GetOomScoreAdj())
+	adj := int(b.in.Container.GetLinux().GetResources().GetOomScoreAdj())
 	if own := b.in.Kernel.OOMScoreAdj; adj < own && !b.in.Kernel.sysResource() {
 		b.warn("oom_score_adj is raised from %d to the daemon's own %d: berth has no CAP_SYS_RESOURCE", adj, own)
 		adj = own

@@ -17,11 +17,7 @@ import (
 const pidsMax = "pids.max"
 
 func (b *builder) resources() error {
-	out := b.spec.Linux.Resources
-	if limit := b.in.PidsLimit; limit > 0 {
-		out.Pids = &specs.LinuxPids{Limit: &limit}
-	}
-	warnings, err := merge(out, b.in.Container.GetLinux().GetResources(), b.in.Kernel)
+	warnings, err := merge(b.spec.Linux.Resources, b.in.Container.GetLinux().GetResources(), b.in.Kernel)
 	b.warnings = append(b.warnings, warnings...)
 	if err != nil {
 		return fmt.Errorf("linux.resources.%w", err)

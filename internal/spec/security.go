@@ -187,17 +187,12 @@ func (b *builder) apparmor() error {
 // context optional and node agents set it on all their pods.
 func (b *builder) selinux() error {
 	o := b.sc.GetSelinuxOptions()
-	asked := o.GetUser()+o.GetRole()+o.GetType()+o.GetLevel() != ""
-	switch {
-	case b.privileged():
-	case !b.in.Kernel.SELinux:
-		if asked {
-			b.warn("linux.security_context.selinux_options are ignored: the kernel has no SELinux")
-		}
-	case asked && b.in.SELinux.Process == "":
-		return fmt.Errorf("linux.security_context.selinux_options: SELinux labels are not supported yet: %w", errdefs.ErrNotImplemented)
-	default:
-		b.spec.Process.SelinuxLabel, b.spec.Linux.MountLabel = b.in.SELinux.Process, b.in.SELinux.Mount
+	if b.privileged() || o.GetUser()+o.GetRole()+o.GetType()+o.GetLevel() == "" {
+		return nil
 	}
+	if b.in.Kernel.SELinux {
+		return fmt.Errorf("linux.security_context.selinux_options: SELinux labels are not supported yet: %w", errdefs.ErrNotImplemented)
+	}
+	b.warn("linux.security_context.selinux_options are ignored: the kernel has no SELinux")
 	return nil
 }

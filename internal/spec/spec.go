@@ -70,18 +70,12 @@ type Input struct {
 
 	// PrivilegedWithoutHostDevices is the runtime handler's option.
 	PrivilegedWithoutHostDevices bool
-	// PidsLimit bounds the container's tasks; 0 is no limit.
-	PidsLimit int64
-	// Rlimits are set for the process, as far as the daemon may.
-	Rlimits []specs.POSIXRlimit
 	// PodAnnotations and ContainerAnnotations are patterns (path.Match) of the
 	// annotations that the runtime is shown.
 	PodAnnotations, ContainerAnnotations []string
 	// AppArmorDefault is the loaded profile that RuntimeDefault means; "" is
 	// none.
 	AppArmorDefault string
-	// SELinux are the labels of the container where the kernel has SELinux.
-	SELinux Labels
 }
 
 // Namespaces are paths of what a container joins. "" is the host's.
@@ -94,9 +88,6 @@ type Namespaces struct {
 
 // A Volume is a directory on the host for a path that an image declares.
 type Volume struct{ ContainerPath, HostPath string }
-
-// Labels are SELinux contexts.
-type Labels struct{ Process, Mount string }
 
 // builder holds a spec under construction.
 type builder struct {

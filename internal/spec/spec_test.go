@@ -107,8 +107,6 @@ var golden = map[string]func(*Input){
 		in.Sandbox.Annotations = map[string]string{"io.example/a": "pod", "other": "no"}
 		c.Annotations = map[string]string{"io.example.c": "container", "other": "no"}
 		in.PodAnnotations, in.ContainerAnnotations = []string{"io.example/*"}, []string{"io.example.*"}
-		in.PidsLimit = 100
-		in.Rlimits = []specs.POSIXRlimit{{Type: "RLIMIT_NOFILE", Hard: 4096, Soft: 1024}}
 	},
 	"privileged": func(in *Input) {
 		privileged(in)
@@ -159,18 +157,15 @@ var golden = map[string]func(*Input){
 		withDevice(in, "/dev/snd", "m", node("/dev/snd/a", 116, 1), node("/dev/snd/b", 116, 2))
 	},
 	"security": func(in *Input) {
-		in.Kernel.AppArmor, in.Kernel.SELinux = true, true
+		in.Kernel.AppArmor = true
 		in.AppArmorDefault = "berth-default"
-		in.SELinux = Labels{Process: "system_u:system_r:container_t:s0", Mount: "system_u:object_r:container_file_t:s0"}
-		sc(in).SelinuxOptions = &runtime.SELinuxOption{Type: "container_t"}
 		sc(in).Seccomp = &runtime.SecurityProfile{ProfileType: runtime.SecurityProfile_Localhost, LocalhostRef: "/profiles/p.json"}
 		in.Host.SeccompProfile = []byte(`{"defaultAction":"SCMP_ACT_ALLOW","comment":"x","syscalls":[{"names":["chmod"],"action":"SCMP_ACT_ERRNO","errnoRet":1}]}`)
 		sc(in).Capabilities = &runtime.Capability{AddCapabilities: []string{"cap_sys_time"}, DropCapabilities: []string{"chown"}, AddAmbientCapabilities: []string{"NET_BIND_SERVICE"}}
 	},
 	"poor-machine": func(in *Input) {
 		in.Kernel.Capabilities = []string{"CAP_CHOWN", "CAP_KILL"}
-		in.Kernel.OOMScoreAdj, in.Kernel.HardLimits = 5, map[string]uint64{"RLIMIT_NOFILE": 100}
-		in.Rlimits = []specs.POSIXRlimit{{Type: "RLIMIT_NOFILE", Hard: 200, Soft: 150}, {Type: "RLIMIT_CORE", Hard: 1, Soft: 1}}
+		in.Kernel.OOMScoreAdj = 5
 		in.Container.Linux.Resources.OomScoreAdj = -998
 		sc(in).Capabilities = &runtime.Capability{AddCapabilities: []string{"ALL"}}
 		sc(in).SelinuxOptions = &runtime.SELinuxOption{Type: "spc_t"}

@@ -14,8 +14,8 @@ func AssembleContainer(a *runtime.ContainerAttributes, u *Usage, layer *runtime.
 	return s
 }
 
-// AssemblePod puts together a pod's statistics. Usage is that of its cgroup or
-// of Sum, nil where nothing of it runs; network is nil for a pod in the host's
+// AssemblePod puts together a pod's statistics. Usage is that of its cgroup,
+// nil where nothing of it runs; network is nil for a pod in the host's
 // network.
 func AssemblePod(a *runtime.PodSandboxAttributes, u *Usage, network *runtime.NetworkUsage, containers []*runtime.ContainerStats) *runtime.PodSandboxStats {
 	s := &runtime.LinuxPodSandboxStats{Containers: containers}
@@ -30,51 +30,4 @@ func AssemblePod(a *runtime.PodSandboxAttributes, u *Usage, network *runtime.Net
 		s.Network = network
 	}
 	return &runtime.PodSandboxStats{Attributes: a, Linux: s}
-}
-
-// Sum adds up the usage of a pod's containers, for a pod that has no cgroup of
-// its own. There is no sum of pressure, nor of what is available.
-func Sum(usages ...*Usage) *Usage {
-	sum := &Usage{}
-	for _, u := range usages {
-		if u == nil {
-			continue
-		}
-		sum.Tasks += u.Tasks
-		sum.Processes += u.Processes
-		if c := u.CPU; c != nil {
-			if sum.CPU == nil {
-				sum.CPU = &runtime.CpuUsage{}
-			}
-			sum.CPU.Timestamp = max(sum.CPU.Timestamp, c.Timestamp)
-			add(&sum.CPU.UsageCoreNanoSeconds, c.UsageCoreNanoSeconds)
-			add(&sum.CPU.UsageNanoCores, c.UsageNanoCores)
-		}
-		if m := u.Memory; m != nil {
-			if sum.Memory == nil {
-				sum.Memory = &runtime.MemoryUsage{}
-			}
-			sum.Memory.Timestamp = max(sum.Memory.Timestamp, m.Timestamp)
-			add(&sum.Memory.WorkingSetBytes, m.WorkingSetBytes)
-			add(&sum.Memory.UsageBytes, m.UsageBytes)
-			add(&sum.Memory.RssBytes, m.RssBytes)
-			add(&sum.Memory.PageFaults, m.PageFaults)
-			add(&sum.Memory.MajorPageFaults, m.MajorPageFaults)
-		}
-	}
-	if sum.CPU == nil {
-		return nil
-	}
-	return sum
-}
-
-// add adds to a figure which is nil until something is known of it.
-func add(sum **runtime.UInt64Value, v *runtime.UInt64Value) {
-	if v == nil {
-		return
-	}
-	if *sum == nil {
-		*sum = value(0)
-	}
-	(*sum).Value += v.Value
 }

@@ -1,6 +1,7 @@
 package stats
 
 import (
+	"maps"
 	"sync"
 	"time"
 
@@ -18,10 +19,16 @@ type sample struct {
 	rate  *uint64 // up to this sample
 }
 
+// leastPrune is how many samples are kept without a look at whose they are.
+const leastPrune = 256
+
 // rates keeps the last sample of each ID.
 type rates struct {
-	mu   sync.Mutex // guards last
+	exists func(id string) bool
+
+	mu   sync.Mutex // guards what follows
 	last map[string]sample
+	left int // samples after the last pruning
 }
 
 // next takes a new reading and returns the rate since the last one, in
@@ -30,6 +37,9 @@ func (r *rates) next(id string, usage uint64, at time.Time) *runtime.UInt64Value
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	last, known := r.last[id]
+	if !known {
+		r.pruneLocked()
+	}
 	s := sample{at: at, usage: usage}
 	switch elapsed := at.Sub(last.at); {
 	case !known, usage < last.usage && elapsed >= 0:
@@ -47,8 +57,12 @@ func (r *rates) next(id string, usage uint64, at time.Time) *runtime.UInt64Value
 	return value(*s.rate)
 }
 
-func (r *rates) forget(id string) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	delete(r.last, id)
+// pruneLocked drops the samples of what is no more once there are twice as
+// many as it left last, so that the work is spread over all readings.
+func (r *rates) pruneLocked() {
+	if len(r.last) < max(2*r.left, leastPrune) {
+		return
+	}
+	maps.DeleteFunc(r.last, func(id string, _ sample) bool { return !r.exists(id) })
+	r.left = len(r.last)
 }

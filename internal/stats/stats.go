@@ -5,7 +5,7 @@
 // Nothing is read but when asked for, and each figure once: a container costs
 // a handful of small files, whatever the number of containers. All a Reader
 // keeps is each cgroup's last processor time, from which the next reading
-// makes a rate.
+// makes a rate; that of cgroups which are no more is dropped as others come.
 //
 // A Reader is safe for concurrent use. The Assemble functions are pure.
 package stats
@@ -46,9 +46,11 @@ type Reader struct {
 	rates    rates
 }
 
-// New returns a Reader for the machine's cgroups.
-func New(c *host.Cgroups) *Reader {
-	r := &Reader{cgroups: c, v2: c.Version() == 2, rates: rates{last: map[string]sample{}}}
+// New returns a Reader for the machine's cgroups. exists tells whether there is
+// still something of an ID that was given to Container or Pod; it returns at
+// once.
+func New(c *host.Cgroups, exists func(id string) bool) *Reader {
+	r := &Reader{cgroups: c, v2: c.Version() == 2, rates: rates{last: map[string]sample{}, exists: exists}}
 	if root := c.Dir("", "/"); root != "" {
 		b := borrow()
 		defer b.giveBack()
@@ -94,9 +96,6 @@ func (r *Reader) Pod(id, cgroup string) (*Usage, error) {
 	}
 	return u, nil
 }
-
-// Forget drops what is kept for the id.
-func (r *Reader) Forget(id string) { r.rates.forget(id) }
 
 // isGone tells whether an error of reading says that the file or its cgroup is
 // not there.

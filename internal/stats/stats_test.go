@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -122,7 +123,7 @@ tasks=0 processes=0
 `},
 	} {
 		t.Run(test.name+test.cgroup, func(t *testing.T) {
-			r := New(machine(t, test.mounts, "testdata/"+test.name))
+			r := New(machine(t, test.mounts, "testdata/"+test.name), always)
 			u, err := r.Pod("id", test.cgroup)
 			must(t, err)
 			if diff := cmp.Diff(normal(test.want), normal(usageText(u))); diff != "" {
@@ -155,7 +156,7 @@ func TestDamagedFiles(t *testing.T) {
 		t.Run(test.file, func(t *testing.T) {
 			c := machine(t, v2Mounts, "testdata/v2")
 			write(t, filepath.Join(c.Dir("", "/pod/c"), test.file), test.content)
-			if u, err := New(c).Pod("id", "/pod/c"); err == nil || errdefs.IsNotFound(err) {
+			if u, err := New(c, always).Pod("id", "/pod/c"); err == nil || errdefs.IsNotFound(err) {
 				t.Errorf("usage %v, error %v", u, err)
 			}
 		})
@@ -193,9 +194,26 @@ func TestRates(t *testing.T) {
 	if r.next("other", 5, base) != nil {
 		t.Error("another ID has a rate at once")
 	}
-	r.forget("id")
-	if r.next("id", 3*second, base.Add(9*time.Second)) != nil {
-		t.Error("a forgotten ID has a rate")
+}
+
+func always(string) bool { return true }
+
+// However many IDs come and go, those that are left are kept and no more than
+// as many again.
+func TestRatesOfWhatIsNoMore(t *testing.T) {
+	current := ""
+	r := rates{last: map[string]sample{}, exists: func(id string) bool { return id == "stays" || id == current }}
+	base := time.Now()
+	r.next("stays", 0, base)
+	for i := range 10 * leastPrune {
+		current = strconv.Itoa(i)
+		r.next(current, 0, base)
+	}
+	if n := len(r.last); n > leastPrune {
+		t.Errorf("%d samples are kept", n)
+	}
+	if r.next("stays", 1, base.Add(time.Second)) == nil {
+		t.Error("what exists has lost its sample")
 	}
 }
 
@@ -242,7 +260,7 @@ func TestRealCgroup(t *testing.T) {
 	if c.Version() == 1 && c.Dir("memory", path) != "" {
 		must(t, os.WriteFile(filepath.Join(c.Dir("memory", path), "memory.limit_in_bytes"), []byte("104857600"), 0))
 	}
-	r := New(c)
+	r := New(c, always)
 	first, err := r.Container("id", path)
 	must(t, err)
 	if first.CPU.UsageNanoCores != nil {
@@ -280,7 +298,7 @@ func TestRealCgroup(t *testing.T) {
 
 func BenchmarkContainer(b *testing.B) {
 	c, path := busy(b, "sleep 1000")
-	r := New(c)
+	r := New(c, always)
 	b.ReportAllocs()
 	defer reportCPU(b)()
 	for b.Loop() {
@@ -312,30 +330,6 @@ attributes:{id:"c"}
 attributes:{id:"p"} linux:{}
 `), normal(text(AssemblePod(pa, u, network, []*runtime.ContainerStats{AssembleContainer(a, nil, nil)}), AssemblePod(pa, nil, &runtime.NetworkUsage{Timestamp: 7}, nil)))); diff != "" {
 		t.Error(diff)
-	}
-}
-
-func TestSum(t *testing.T) {
-	if u := Sum(nil, nil); u != nil {
-		t.Errorf("sum of nothing: %v", u)
-	}
-	one := &Usage{
-		CPU:    &runtime.CpuUsage{Timestamp: 9, UsageCoreNanoSeconds: value(1), UsageNanoCores: value(2)},
-		Memory: &runtime.MemoryUsage{Timestamp: 9, UsageBytes: value(3), WorkingSetBytes: value(2), RssBytes: value(1), PageFaults: value(4), MajorPageFaults: value(5), AvailableBytes: value(6)},
-		Tasks:  2, Processes: 1,
-	}
-	two := &Usage{CPU: &runtime.CpuUsage{Timestamp: 8, UsageCoreNanoSeconds: value(10)}, Tasks: 1, Processes: 1}
-	sum := Sum(one, nil, two)
-	if diff := cmp.Diff(normal(`usage_core_nano_seconds:{value:11} usage_nano_cores:{value:2}
-working_set_bytes:{value:2} usage_bytes:{value:3} rss_bytes:{value:1} page_faults:{value:4} major_page_faults:{value:5}
-none
-none
-tasks=3 processes=2
-`), normal(usageText(sum))); diff != "" {
-		t.Error(diff)
-	}
-	if sum.CPU.Timestamp != 9 || one.CPU.UsageCoreNanoSeconds.Value != 1 {
-		t.Errorf("the sum %v, a part %v", sum.CPU, one.CPU)
 	}
 }
 

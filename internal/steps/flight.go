@@ -3,7 +3,7 @@ package steps
 import (
 	"context"
 	"fmt"
-	"runtime/debug"
+	"log/slog"
 	"sync"
 )
 
@@ -13,6 +13,7 @@ import (
 type Flights[T any] struct {
 	// base ends the runs at shutdown.
 	base context.Context
+	log  *slog.Logger
 	wg   sync.WaitGroup
 
 	mu  sync.Mutex // guards run
@@ -25,9 +26,10 @@ type flight[T any] struct {
 	err   error
 }
 
-// NewFlights returns Flights whose runs are cancelled with base.
-func NewFlights[T any](base context.Context) *Flights[T] {
-	return &Flights[T]{base: base, run: map[string]*flight[T]{}}
+// NewFlights returns Flights whose runs are cancelled with base. The stack of
+// one that panics goes to log.
+func NewFlights[T any](base context.Context, log *slog.Logger) *Flights[T] {
+	return &Flights[T]{base: base, log: log, run: map[string]*flight[T]{}}
 }
 
 // Do runs work under key, or joins the run that is under way, and waits for
@@ -54,15 +56,15 @@ func (f *Flights[T]) Do(ctx context.Context, key string, work func(context.Conte
 func (f *Flights[T]) fly(key string, fl *flight[T], work func(context.Context) (T, error)) {
 	defer f.wg.Done()
 	defer func() {
-		if p := recover(); p != nil {
-			fl.err = fmt.Errorf("%s: panic: %v\n%s", key, p, debug.Stack())
-		}
 		f.mu.Lock()
 		delete(f.run, key)
 		f.mu.Unlock()
 		close(fl.done)
 	}()
-	fl.value, fl.err = work(f.base)
+	fl.err = Guard(f.log, func() (err error) {
+		fl.value, err = work(f.base)
+		return err
+	}, "run", key)
 }
 
 // Wait returns when no run is under way. Callers see to it that none begins.

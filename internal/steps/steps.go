@@ -20,7 +20,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"runtime/debug"
+	"slices"
 	"time"
 )
 
@@ -70,9 +70,17 @@ func New(opts Options) *Runner { return &Runner{opts} }
 // Run does the steps of op on object in their order. The error of the step
 // that failed is returned with its name; an undo that failed is joined to it,
 // and the journal keeps the entry for the reconciler.
+//
+// Where the journal cannot be written, as on a full disk, a step is not begun:
+// after a crash nobody would undo it. An operation whose steps have no undo
+// goes on without, for its retry is all that finishes it.
 func (r *Runner) Run(ctx context.Context, op, object string, steps ...Step) error {
+	undoes := slices.ContainsFunc(steps, func(s Step) bool { return s.Undo != nil })
 	for i, step := range steps {
 		err := ctx.Err()
+		if err == nil {
+			err = r.begin(op, object, step.Name, undoes)
+		}
 		if err == nil {
 			err = r.do(ctx, op, object, step)
 		}
@@ -83,9 +91,29 @@ func (r *Runner) Run(ctx context.Context, op, object string, steps ...Step) erro
 		if undone := r.undo(ctx, op, object, steps[:i+1]); undone != nil {
 			return errors.Join(err, undone)
 		}
-		return errors.Join(err, r.opts.Journal.End(op, object))
+		r.end(op, object)
+		return err
 	}
-	return r.opts.Journal.End(op, object)
+	r.end(op, object)
+	return nil
+}
+
+// begin notes a step in the journal.
+func (r *Runner) begin(op, object, step string, undoes bool) error {
+	err := r.opts.Journal.Begin(op, object, step)
+	if err != nil && !undoes {
+		r.opts.Log.Error("journal not written; the operation goes on without, since it has nothing to undo", "op", op, "object", object, "step", step, "err", err)
+		return nil
+	}
+	return err
+}
+
+// end forgets what is done, or undone. An entry that stays is looked at by the
+// reconciler, which finds nothing to undo, or undoes once more.
+func (r *Runner) end(op, object string) {
+	if err := r.opts.Journal.End(op, object); err != nil {
+		r.opts.Log.Error("journal entry not removed; the next start looks at it", "op", op, "object", object, "err", err)
+	}
 }
 
 // Undo takes all the steps back, last first, as if the last of them had
@@ -98,30 +126,26 @@ func (r *Runner) Undo(ctx context.Context, op, object string, steps ...Step) err
 }
 
 func (r *Runner) do(ctx context.Context, op, object string, step Step) (err error) {
-	if err := r.opts.Journal.Begin(op, object, step.Name); err != nil {
-		return err
-	}
 	start := time.Now()
 	defer func() {
-		if p := recover(); p != nil {
-			err = fmt.Errorf("panic: %v\n%s", p, debug.Stack())
-		}
 		took := time.Since(start)
 		if r.opts.Observe != nil {
 			r.opts.Observe(op, step.Name, took, err)
 		}
 		r.opts.Log.Debug("step done", "op", op, "object", object, "step", step.Name, "took", took, "err", err)
 	}()
-	if err := r.opts.Failpoints.hit(ctx, op, step.Name, before); err != nil {
-		return err
-	}
-	if err := step.Do(ctx); err != nil {
-		return err
-	}
-	return r.opts.Failpoints.hit(ctx, op, step.Name, after)
+	return Guard(r.opts.Log, func() error {
+		if err := r.opts.Failpoints.hit(ctx, op, step.Name, before); err != nil {
+			return err
+		}
+		if err := step.Do(ctx); err != nil {
+			return err
+		}
+		return r.opts.Failpoints.hit(ctx, op, step.Name, after)
+	}, "op", op, "object", object, "step", step.Name)
 }
 
-// undo ends with the first failure: the steps before it hold what trying again
+// undo ends with the first failure, or panic: the steps before it hold what trying again
 // needs, as the namespace for a network, and the record, without which nobody
 // would.
 func (r *Runner) undo(ctx context.Context, op, object string, steps []Step) error {
@@ -131,7 +155,7 @@ func (r *Runner) undo(ctx context.Context, op, object string, steps []Step) erro
 			continue
 		}
 		uctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTimeout)
-		err := step.Undo(uctx)
+		err := Guard(r.opts.Log, func() error { return step.Undo(uctx) }, "op", op, "object", object, "undo of step", step.Name)
 		cancel()
 		if err != nil {
 			r.opts.Log.Error("step not undone; it is tried again when the object is removed or the daemon starts",

@@ -78,6 +78,40 @@ func TestRun(t *testing.T) {
 	}
 }
 
+// full is a Journal that cannot be written.
+type full struct{}
+
+func (full) Begin(op, object, step string) error { return errors.New("disk full") }
+func (full) End(op, object string) error         { return errors.New("disk full") }
+
+func TestJournalThatCannotBeWritten(t *testing.T) {
+	nothing := func(context.Context) error { return nil }
+	for _, tc := range []struct {
+		name  string
+		steps []Step
+		did   string
+		fails bool
+	}{
+		{name: "with an undo: not begun", steps: []Step{{Name: "a"}, {Name: "b", Undo: nothing}}, fails: true},
+		{name: "without: goes on", steps: []Step{{Name: "a"}, {Name: "b"}}, did: "ab"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			var did, log strings.Builder
+			for i, step := range tc.steps {
+				tc.steps[i].Do = func(context.Context) error { did.WriteString(step.Name); return nil }
+			}
+			r := New(Options{Journal: full{}, Log: slog.New(slog.NewTextHandler(&log, nil))})
+			err := r.Run(t.Context(), "Op", "x", tc.steps...)
+			if did.String() != tc.did || (err != nil) != tc.fails {
+				t.Errorf("did %q, err = %v", &did, err)
+			}
+			if !strings.Contains(log.String(), "disk full") {
+				t.Errorf("not logged:\n%s", &log)
+			}
+		})
+	}
+}
+
 func TestParseFailpointsRefuses(t *testing.T) {
 	for _, bad := range []string{"x", "a/b", "a=error", "a/b=burn", "a/b=delay:soon"} {
 		if _, err := ParseFailpoints(bad); err == nil {
@@ -88,7 +122,7 @@ func TestParseFailpointsRefuses(t *testing.T) {
 
 func TestFlightsShareOneRun(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		f := NewFlights[int](context.Background())
+		f := NewFlights[int](context.Background(), slog.New(slog.DiscardHandler))
 		finish := make(chan struct{})
 		var runs atomic.Int32
 		work := func(context.Context) (int, error) {
@@ -120,13 +154,37 @@ func TestFlightsShareOneRun(t *testing.T) {
 	})
 }
 
-func TestFlightTurnsAPanicIntoAnError(t *testing.T) {
-	f := NewFlights[int](context.Background())
-	_, err := f.Do(t.Context(), "k", func(context.Context) (int, error) { panic("boom") })
-	if err == nil || !strings.Contains(err.Error(), "boom") {
-		t.Errorf("err = %v", err)
+// What panics is an error of one line for the client; the log has the stack.
+func TestAPanicIsAnError(t *testing.T) {
+	boom := func() { panic("boom\nand more") }
+	var log strings.Builder
+	logger := slog.New(slog.NewTextHandler(&log, nil))
+	r := New(Options{Journal: &memory{}, Log: logger})
+	f := NewFlights[int](context.Background(), logger)
+	for name, run := range map[string]func() error{
+		"do": func() error {
+			return r.Run(t.Context(), "Op", "x", Step{Name: "s", Do: func(context.Context) error { boom(); return nil }})
+		},
+		"undo": func() error {
+			return r.Undo(t.Context(), "Op", "x", Step{Name: "s", Undo: func(context.Context) error { boom(); return nil }})
+		},
+		"flight": func() error {
+			defer f.Wait()
+			_, err := f.Do(t.Context(), "k", func(context.Context) (int, error) { boom(); return 0, nil })
+			return err
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			log.Reset()
+			err := run()
+			if err == nil || !strings.Contains(err.Error(), "panic: boom") || strings.Contains(err.Error(), "\n") {
+				t.Errorf("err = %v", err)
+			}
+			if !strings.Contains(log.String(), "steps_test.go") {
+				t.Errorf("no stack in the log:\n%s", &log)
+			}
+		})
 	}
-	f.Wait()
 }
 
 func TestSlotsGiveUpWithTheContext(t *testing.T) {

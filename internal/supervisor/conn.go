@@ -97,15 +97,6 @@ func answer(req hold.Request, res hold.Response) error {
 	return fmt.Errorf("hold of %s: %s: %w", req.Key, res.Error, errdefs.ErrInvalidArgument)
 }
 
-func (k *conn) isBroken() bool {
-	select {
-	case <-k.broken:
-		return true
-	default:
-		return false
-	}
-}
-
 func (k *conn) close() {
 	k.c.Close()
 	<-k.ended

@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -239,7 +240,10 @@ func TestHoldKilled(t *testing.T) {
 	if err := errors.Join(p.Signal(unix.SIGKILL), p.Wait(ctx)); err != nil {
 		t.Fatal(err)
 	}
-	within(t, "another process", func() bool { h.mu.Lock(); defer h.mu.Unlock(); return h.conn != nil && !h.conn.isBroken() })
+	within(t, "another process", func() bool {
+		found, err := host.FindProcesses(func(c []string) bool { return slices.Contains(c, "hold") && slices.Contains(c, state) })
+		return err == nil && len(found) == 1
+	})
 	if got := pidOf(t, h); got == p {
 		t.Error("the process was not killed")
 	}
@@ -288,6 +292,57 @@ func TestHoldWithoutProgram(t *testing.T) {
 		t.Fatal(err)
 	}
 	within(t, "kept", func() bool { keys, err := h.Keys(ctx); return err == nil && len(keys) == 1 })
+}
+
+// A process that does not answer delays nobody for long: what is wanted is
+// written down, and done when it answers.
+func TestHoldThatHangs(t *testing.T) {
+	state, ctx := t.TempDir(), testContext(t)
+	h := openHold(t, state)
+	if err := h.Keep(ctx, "before", makeFIFO(t, state, "before")); err != nil {
+		t.Fatal(err)
+	}
+	p := pidOf(t, h)
+	if err := p.Signal(unix.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	within(t, "stopped", func() bool {
+		stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", p.PID))
+		return err == nil && bytes.Contains(stat, []byte(") T "))
+	})
+	var wg sync.WaitGroup
+	for i := range 8 {
+		key := fmt.Sprint("c", i)
+		path := makeFIFO(t, state, key)
+		wg.Go(func() {
+			if err := h.Keep(ctx, key, path); !errdefs.IsUnavailable(err) {
+				t.Errorf("keep: %v", err)
+			}
+		})
+	}
+	wg.Go(func() {
+		if err := h.Release(ctx, "before"); err != nil {
+			t.Errorf("release: %v", err)
+		}
+	})
+	wg.Go(func() {
+		now, cancel := context.WithCancel(ctx)
+		cancel()
+		if _, err := h.Keys(now); !errdefs.IsUnavailable(err) {
+			t.Errorf("keys, for one who has no time: %v", err)
+		}
+	})
+	wg.Wait()
+	h.mu.Lock()
+	if len(h.queue) == 0 {
+		t.Error("they waited for the request that was under way")
+	}
+	h.mu.Unlock()
+	if err := p.Signal(unix.SIGCONT); err != nil {
+		t.Fatal(err)
+	}
+	want := []string{"c0", "c1", "c2", "c3", "c4", "c5", "c6", "c7"}
+	within(t, "all is kept", func() bool { keys, err := h.Keys(ctx); return err == nil && slices.Equal(keys, want) })
 }
 
 // daemon is a daemon in a process of its own.

@@ -23,6 +23,7 @@ type Metrics struct {
 	flying   *prometheus.GaugeVec
 	steps    *prometheus.HistogramVec
 	failures *prometheus.CounterVec
+	lost     prometheus.Counter
 	objects  objects
 }
 
@@ -49,13 +50,16 @@ func NewMetrics() *Metrics {
 		failures: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "berth_step_failures_total", Help: "Steps of mutations that failed, by operation and step.",
 		}, []string{"op", "step"}),
+		lost: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "berth_log_lost_bytes_total", Help: "Bytes of containers' output that a log file did not take, as where a disk is full.",
+		}),
 	}
 	build := prometheus.NewGauge(prometheus.GaugeOpts{
 		Name: "berth_build_info", Help: "Always 1; the labels say which berth this is.",
 		ConstLabels: prometheus.Labels{"version": version.Version(), "go": runtime.Version()},
 	})
 	build.Set(1)
-	m.registry.MustRegister(m.calls, m.flying, m.steps, m.failures, &m.objects, build,
+	m.registry.MustRegister(m.calls, m.flying, m.steps, m.failures, m.lost, &m.objects, build,
 		collectors.NewGoCollector(),
 		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m
@@ -96,12 +100,11 @@ func (m *Metrics) CountObjects(count func() []Count) {
 	}
 }
 
-// Register adds a collector of a part's own.
-func (m *Metrics) Register(c prometheus.Collector) error {
-	if m == nil {
-		return nil
+// LostOutput counts bytes of output that a log file did not take.
+func (m *Metrics) LostOutput(bytes int) {
+	if m != nil {
+		m.lost.Add(float64(bytes))
 	}
-	return m.registry.Register(c)
 }
 
 // Handler serves the metrics in Prometheus's formats.

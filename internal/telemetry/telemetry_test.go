@@ -77,6 +77,8 @@ func TestMetrics(t *testing.T) {
 	m.BeginCall("ListContainers")("OK")
 	m.ObserveStep("RunPodSandbox", "network", 7*time.Millisecond, nil)
 	m.ObserveStep("RunPodSandbox", "network", time.Second, errors.New("no address"))
+	m.LostOutput(3)
+	m.LostOutput(4)
 	state := []Count{{"container", "running", 3}}
 	m.CountObjects(func() []Count { return state })
 
@@ -90,6 +92,7 @@ func TestMetrics(t *testing.T) {
 		`berth_step_duration_seconds_count{op="RunPodSandbox",step="network"} 2`,
 		`berth_step_failures_total{op="RunPodSandbox",step="network"} 1`,
 		`berth_objects{kind="container",state="running"} 3`,
+		`berth_log_lost_bytes_total 7`,
 	} {
 		if !slices.Contains(lines, want) {
 			t.Errorf("no line %s in\n%s", want, strings.Join(lines, "\n"))
@@ -126,9 +129,7 @@ func TestNilMetrics(t *testing.T) {
 	m.BeginCall("Version")("OK")
 	m.ObserveStep("op", "step", 0, nil)
 	m.CountObjects(nil)
-	if err := m.Register(nil); err != nil {
-		t.Error(err)
-	}
+	m.LostOutput(1)
 	w := httptest.NewRecorder()
 	m.Handler().ServeHTTP(w, httptest.NewRequest("GET", "/metrics", nil))
 	if w.Code != 404 {

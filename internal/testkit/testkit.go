@@ -43,13 +43,21 @@ func Main(m *testing.M, setup func() (teardown func() error, err error)) {
 	if role := os.Getenv(roleEnv); role != "" {
 		os.Exit(playRole(role))
 	}
+	os.Exit(Enter(func() int { return run(m, setup) }))
+}
+
+// Enter runs body in namespaces of its own, as Main does tests, and returns
+// its exit code. It starts this binary again with the same arguments, so it
+// comes first in main. SIGINT, SIGTERM and SIGQUIT reach body's process, once
+// or more, and it alone decides when to end.
+func Enter(body func() int) int {
 	switch os.Getenv(stageEnv) {
 	case "":
-		os.Exit(enterNamespaces())
+		return enterNamespaces()
 	case "init":
-		os.Exit(initProcess())
+		return initProcess()
 	}
-	os.Exit(run(m, setup))
+	return body()
 }
 
 func run(m *testing.M, setup func() (func() error, error)) int {
@@ -75,7 +83,7 @@ func run(m *testing.M, setup func() (func() error, error)) int {
 // enterNamespaces runs this binary again as PID 1 of new namespaces.
 func enterNamespaces() int {
 	if os.Geteuid() != 0 {
-		fmt.Fprintln(os.Stderr, "these tests run real containers: run them as root")
+		fmt.Fprintln(os.Stderr, "this runs real containers in namespaces of its own: run it as root")
 		return 1
 	}
 	// Pdeathsig is sent when the thread ends that started the child.
@@ -88,7 +96,20 @@ func enterNamespaces() int {
 	return wait(cmd)
 }
 
-// initProcess is PID 1: it makes the namespaces a home, runs the tests, and
+// forward passes signals on to a process that was started.
+func forward(signals <-chan os.Signal, to *os.Process) {
+	for s := range signals {
+		_ = to.Signal(s) // it may be gone already
+	}
+}
+
+func signals() chan os.Signal {
+	ch := make(chan os.Signal, 8)
+	signal.Notify(ch, syscall.SIGINT, syscall.SIGTERM, syscall.SIGQUIT)
+	return ch
+}
+
+// initProcess is PID 1: it makes the namespaces a home, runs the body, and
 // reaps what nobody else does. When it ends, the kernel ends the rest.
 func initProcess() int {
 	if err := furnish(); err != nil {
@@ -96,17 +117,12 @@ func initProcess() int {
 		return 1
 	}
 	cmd := self("run")
-	signals := make(chan os.Signal, 8)
-	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM, syscall.SIGQUIT)
+	caught := signals()
 	if err := cmd.Start(); err != nil {
 		fmt.Fprintln(os.Stderr, "testkit:", err)
 		return 1
 	}
-	go func() {
-		for s := range signals {
-			_ = cmd.Process.Signal(s) // the tests may be gone already
-		}
-	}()
+	go forward(caught, cmd.Process)
 	for {
 		var status syscall.WaitStatus
 		pid, err := syscall.Wait4(-1, &status, 0, nil)
@@ -118,7 +134,7 @@ func initProcess() int {
 		case pid == cmd.Process.Pid && status.Exited():
 			return status.ExitStatus()
 		case pid == cmd.Process.Pid:
-			fmt.Fprintln(os.Stderr, "testkit: the tests were ended by", status.Signal())
+			fmt.Fprintln(os.Stderr, "testkit: the process was ended by", status.Signal())
 			return 1
 		}
 	}
@@ -158,7 +174,12 @@ func self(stage string) *exec.Cmd {
 }
 
 func wait(cmd *exec.Cmd) int {
-	err := cmd.Run()
+	caught := signals()
+	err := cmd.Start()
+	if err == nil {
+		go forward(caught, cmd.Process)
+		err = cmd.Wait()
+	}
 	exit := new(exec.ExitError)
 	switch {
 	case err == nil:

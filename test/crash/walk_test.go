@@ -114,8 +114,10 @@ func (w *walker) next(ctx context.Context, call call, faults []string, err error
 		w.t.Fatalf("%s failed, and not by a fault: %v\n%s", call.op, err, w.d.Log(60))
 	}
 	w.walked++
+	killed := strings.HasSuffix(faults[i], "=kill")
 	faults = slices.Delete(slices.Clone(faults), i, i+1)
-	if !w.alive() {
+	if killed {
+		w.waitForEnd(call.op)
 		if err := w.d.Start(ctx, arm(faults)); err != nil {
 			w.t.Fatalf("start after a kill in %s: %v\n%s", call.op, err, w.d.Log(60))
 		}
@@ -123,13 +125,13 @@ func (w *walker) next(ctx context.Context, call call, faults []string, err error
 	return faults
 }
 
-// alive tells whether the daemon runs; one that kills itself takes a moment.
-func (w *walker) alive() bool {
+// waitForEnd waits for a daemon that kills itself: its socket is gone before it.
+func (w *walker) waitForEnd(op string) {
+	w.t.Helper()
 	select {
 	case <-w.d.Ended():
-		return false
-	case <-time.After(50 * time.Millisecond):
-		return w.d.Running()
+	case <-time.After(20 * time.Second):
+		w.t.Fatalf("the daemon lives after a kill in %s\n%s", op, w.d.Log(60))
 	}
 }
 

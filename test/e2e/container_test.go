@@ -89,6 +89,7 @@ func TestStopSignals(t *testing.T) {
 		p := c.Pod(t)
 		script := []string{"sh", "-c", "trap 'exit 10' USR1; trap 'exit 15' TERM; trap 'exit 12' USR2; echo ready; while :; do sleep 0.05; done"}
 		ofImage := image(t, c, testkit.ImageOptions{StopSignal: "SIGUSR1"})
+		bogus := image(t, c, testkit.ImageOptions{StopSignal: "SIGBOGUS"})
 		for _, tc := range []struct {
 			name, image string
 			signal      cri.Signal
@@ -96,6 +97,7 @@ func TestStopSignals(t *testing.T) {
 		}{
 			{"default", busybox, cri.Signal_SIGNAL_RUNTIME_DEFAULT, 15},
 			{"of the image", ofImage, cri.Signal_SIGNAL_RUNTIME_DEFAULT, 10},
+			{"none of the image", bogus, cri.Signal_SIGNAL_RUNTIME_DEFAULT, 15},
 			{"of the container", ofImage, cri.Signal_SIGNAL_SIGUSR2, 12},
 		} {
 			ctr := p.Container(t, tc.image, script, func(c *cri.ContainerConfig) { c.StopSignal = tc.signal })

@@ -28,10 +28,8 @@ func TestContainerEvents(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		ctr := sleeper(t, p)
-		if err := ctr.Stop(ctx, 0); err != nil {
-			t.Fatal(err)
-		}
+		ctr := p.Container(t, busybox, []string{"true"}) // its end is not told before its start
+		ctr.Exited(t)
 		if err := ctr.Remove(ctx); err != nil {
 			t.Fatal(err)
 		}

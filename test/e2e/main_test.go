@@ -84,11 +84,20 @@ func setup() (func() error, error) {
 	for name := range strings.SplitSeq(wanted, ",") {
 		engine, handler, _ := strings.Cut(name, "/")
 		if byEngine[engine] == nil {
-			if byEngine[engine], err = share(engine == "external"); err != nil {
+			s, err := share(engine == "external")
+			if s != nil {
+				byEngine[engine] = s
+			}
+			if err != nil {
 				return teardown, fmt.Errorf("%s: %w", name, err)
 			}
 		}
-		targets = append(targets, target{strings.ReplaceAll(name, "/", "-"), byEngine[engine].client.WithHandler(handler)})
+		client := byEngine[engine].client.WithHandler(handler)
+		// Handlers leave directories of their own with their first pod.
+		if err := client.WarmUp(context.Background(), busybox); err != nil {
+			return teardown, fmt.Errorf("%s: %w", name, err)
+		}
+		targets = append(targets, target{strings.ReplaceAll(name, "/", "-"), client})
 	}
 	for _, s := range byEngine {
 		if s.before, err = s.d.Host(context.Background()); err != nil {

@@ -193,6 +193,32 @@ func TestImageVolumes(t *testing.T) {
 	})
 }
 
+// What berth keeps for pods and containers is out of other local users' reach,
+// and within that of the containers' own.
+func TestFilesOfOtherUsersContainers(t *testing.T) {
+	each(t, func(t *testing.T, c *testkit.Client) {
+		d := c.Daemon()
+		for _, dir := range []string{d.Sandboxes(), d.Containers(), d.SandboxStates(), d.ContainerStates()} {
+			info, err := os.Stat(dir)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if mode := info.Mode().Perm(); mode != 0o700 {
+				t.Errorf("%s has mode %o", dir, mode)
+			}
+		}
+		ref := image(t, c, testkit.ImageOptions{Volumes: []string{"/tmp"}})
+		ctr := c.Pod(t).Container(t, ref, []string{"sleep", "1000"}, security(func(s *cri.LinuxContainerSecurityContext) { s.RunAsUser = id(1000) }))
+		got := ctr.Exec(t, "sh", "-c", "id -u; cat /etc/hosts /etc/hostname /etc/resolv.conf >/dev/null && echo read; touch /tmp/new /dev/shm/new && stat -c %u /tmp/new; grep -c ' /tmp ' /proc/mounts")
+		if got != "1000\nread\n1000\n1\n" {
+			t.Errorf("got %q", got)
+		}
+		if _, err := os.Stat(filepath.Join(d.Volumes(ctr.ID), "0", "new")); err != nil {
+			t.Errorf("the volume: %v", err)
+		}
+	})
+}
+
 func TestRootIsTheContainersOwn(t *testing.T) {
 	each(t, func(t *testing.T, c *testkit.Client) {
 		p := c.Pod(t)

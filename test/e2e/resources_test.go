@@ -44,6 +44,40 @@ func TestResources(t *testing.T) {
 	})
 }
 
+// A pod's cgroup that berth makes is limited as the pod asks; one that was there
+// is its maker's.
+func TestPodResources(t *testing.T) {
+	each(t, func(t *testing.T, c *testkit.Client) {
+		set := func(c *cri.PodSandboxConfig) {
+			c.Linux.Resources = &cri.LinuxContainerResources{CpuShares: 333, CpuQuota: 40000, CpuPeriod: 50000, MemoryLimitInBytes: 64 << 20}
+		}
+		there := func(c *cri.PodSandboxConfig) {
+			set(c)
+			if err := os.MkdirAll("/sys/fs/cgroup/cpu"+c.Linux.CgroupParent, 0o755); err != nil {
+				t.Fatal(err)
+			}
+		}
+		for _, tc := range []struct {
+			set  func(*cri.PodSandboxConfig)
+			want string
+		}{{set, "333 40000 50000"}, {there, "1024 -1 100000"}} {
+			p := c.Pod(t, tc.set)
+			sleeper(t, p)
+			var got []string
+			for _, file := range []string{"cpu.shares", "cpu.cfs_quota_us", "cpu.cfs_period_us"} {
+				text, err := os.ReadFile("/sys/fs/cgroup/cpu" + p.Config.Linux.CgroupParent + "/" + file)
+				if err != nil {
+					t.Fatal(err)
+				}
+				got = append(got, strings.TrimSpace(string(text)))
+			}
+			if text := strings.Join(got, " "); text != tc.want {
+				t.Errorf("%s, want %s", text, tc.want)
+			}
+		}
+	})
+}
+
 // Without CAP_SYS_RESOURCE, as here, a lower score cannot be had; the pod runs
 // all the same.
 func TestOOMScoreBelowOurOwn(t *testing.T) {

@@ -67,6 +67,15 @@ func pidOf(t *testing.T, c *testkit.Container) int {
 	return info.PID
 }
 
+// sleeping tells whether the command runs that nobody else has.
+func sleeping(t *testing.T, c *testkit.Container, want bool) string {
+	t.Helper()
+	if got := strings.Contains(c.Exec(t, "ps"), "sleep 4321"); got != want {
+		return fmt.Sprintf("command runs: %v, want %v", got, want)
+	}
+	return ""
+}
+
 // wantNumbers fails unless the log holds 1, 2, 3 … without a gap.
 func wantNumbers(t *testing.T, c *testkit.Container) int {
 	t.Helper()
@@ -100,9 +109,18 @@ func TestKilledAndStoppedDaemons(t *testing.T) {
 					t.Fatal(err)
 				}
 				before := p.Status(t)
+				inExec := make(chan error, 1)
+				go func() { // it ends with the daemon
+					_, err := c.ExecSync(t.Context(), &cri.ExecSyncRequest{ContainerId: inShared.ID, Cmd: []string{"sleep", "4321"}})
+					inExec <- err
+				}()
+				testkit.Until(t, 10*time.Second, func(context.Context) string { return sleeping(t, inShared, true) })
 
 				if err := end(); err != nil {
 					t.Fatal(err)
+				}
+				if err := <-inExec; err == nil {
+					t.Error("a command outlasts its daemon")
 				}
 				down := time.Now()
 				finish()
@@ -141,6 +159,7 @@ func TestKilledAndStoppedDaemons(t *testing.T) {
 						t.Errorf("got %q", got)
 					}
 				}
+				testkit.Until(t, 10*time.Second, func(context.Context) string { return sleeping(t, inShared, false) })
 				finishLater()
 				if s := endsLater.Exited(t); s.ExitCode != 6 {
 					t.Errorf("ended after: %v", s)

@@ -77,7 +77,7 @@ func TestSandboxStatus(t *testing.T) {
 			t.Errorf("no second address: %v", s.Network)
 		}
 		verbose, err := c.PodSandboxStatus(t.Context(), &cri.PodSandboxStatusRequest{PodSandboxId: p.ID, Verbose: true})
-		if err != nil || verbose.Info["info"] == "" {
+		if err != nil || !strings.Contains(verbose.Info["info"], `"networkCheck":"ok"`) {
 			t.Errorf("verbose: %v, %v", verbose, err)
 		}
 	})

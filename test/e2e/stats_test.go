@@ -83,3 +83,30 @@ func TestStats(t *testing.T) {
 		testkit.WantCode(t, err, codes.NotFound, "0123abc")
 	})
 }
+
+// Files that come and go make the walk of a layer fail, which is nobody else's
+// matter.
+func TestStatsOfContainersWhoseFilesVanish(t *testing.T) {
+	each(t, func(t *testing.T, c *testkit.Client) {
+		tag := testkit.Name("vanish")
+		p := c.Pod(t, func(p *cri.PodSandboxConfig) { p.Labels = map[string]string{"stats": tag} })
+		const churn = "mkdir /d; while :; do for i in 1 2 3 4 5 6 7 8 9; do : >/d/$i; done; rm /d/*; done"
+		for range 4 {
+			p.Container(t, busybox, []string{"sh", "-c", churn}, func(c *cri.ContainerConfig) {
+				c.Labels = map[string]string{"stats": tag}
+				c.Linux.Resources = &cri.LinuxContainerResources{CpuQuota: 20000, CpuPeriod: 100000}
+			})
+		}
+		list, err := c.ListContainerStats(t.Context(), &cri.ListContainerStatsRequest{Filter: &cri.ContainerStatsFilter{LabelSelector: map[string]string{"stats": tag}}})
+		if err != nil || len(list.Stats) != 4 {
+			t.Errorf("containers: %v, %v", list, err)
+		}
+		pods, err := c.ListPodSandboxStats(t.Context(), &cri.ListPodSandboxStatsRequest{Filter: &cri.PodSandboxStatsFilter{LabelSelector: map[string]string{"stats": tag}}})
+		if err != nil || len(pods.Stats) != 1 || len(pods.Stats[0].Linux.Containers) != 4 {
+			t.Errorf("pods: %v, %v", pods, err)
+		}
+		if _, err := c.ImageFsInfo(t.Context(), &cri.ImageFsInfoRequest{}); err != nil {
+			t.Error(err)
+		}
+	})
+}

@@ -46,6 +46,8 @@ type Server struct {
 	Fail map[string]error
 	// Streams runs execs, attaches and port-forwards.
 	Streams streaming.Runtime
+	// AtLimit says that containers have no memory left.
+	AtLimit bool
 	// Progress is what a pull tells before its end.
 	Progress []*berthv1.PullProgress
 

@@ -178,12 +178,16 @@ func (s *Server) ListContainerStats(context.Context, *runtime.ListContainerStats
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	resp := &runtime.ListContainerStatsResponse{}
+	left := uint64(5 << 20)
+	if s.AtLimit {
+		left = 0
+	}
 	for _, c := range s.ctrs {
 		resp.Stats = append(resp.Stats, &runtime.ContainerStats{
 			Attributes: &runtime.ContainerAttributes{Id: c.Id, Metadata: c.Metadata},
 			Cpu:        &runtime.CpuUsage{Timestamp: 1, UsageNanoCores: &runtime.UInt64Value{Value: 250_000_000}},
 			Memory: &runtime.MemoryUsage{
-				WorkingSetBytes: &runtime.UInt64Value{Value: 3 << 20}, AvailableBytes: &runtime.UInt64Value{Value: 5 << 20},
+				WorkingSetBytes: &runtime.UInt64Value{Value: 3 << 20}, AvailableBytes: &runtime.UInt64Value{Value: left},
 			},
 			WritableLayer: &runtime.FilesystemUsage{UsedBytes: &runtime.UInt64Value{Value: 1500}},
 		})
