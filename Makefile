@@ -71,6 +71,11 @@ test: deps build bin/race/berth ## run every test, as root, with real containers
 test-crash: deps build bin/race/berth ## fail and kill the daemon at every step, check that nothing is lost or left
 	BERTH_CRASH_FULL=1 BERTH_CRASH_KILLS=100 $(GO) test -count=1 -timeout 60m -v ./test/crash/...
 
+# Not part of test: its kubelet takes minutes to build the first time.
+.PHONY: test-kubelet
+test-kubelet: deps build bin/race/berth bin/test/kubelet bin/test/probed ## run a real kubelet on berth and check its pods through its API
+	BERTH_KUBELET='$(CURDIR)/bin/test/kubelet' $(GO) test -race -count=1 -timeout 40m ./test/kubelet
+
 # QUICK=1 takes minutes and writes no file. ONLY picks figures; see docs/bench.md.
 .PHONY: bench
 bench: deps build bin/bench/containerd bin/bench/bench ## measure berth beside containerd (QUICK=1, ONLY=REGEXP)
@@ -126,6 +131,17 @@ $(CNI:%=$(LIBEXEC)/cni/%) &: $(TOOL_PINS)
 	cd tools && CGO_ENABLED=0 $(GOBUILD) -ldflags '-s -w' -o ../$(LIBEXEC)/cni/ \
 		$(CNI_PLUGINS:%=github.com/containernetworking/plugins/plugins/%)
 	touch $(CNI:%=$(LIBEXEC)/cni/%)
+
+KUBELET_PINS := tools/kubelet/go.mod tools/kubelet/go.sum
+KUBELET_VERSION = $$($(GO) list -m -f '{{.Version}}' k8s.io/kubernetes)
+bin/test/kubelet: $(KUBELET_PINS)
+	cd tools/kubelet && CGO_ENABLED=0 $(GOBUILD) -p 2 -o ../../$@ \
+		-ldflags "-s -w -X k8s.io/component-base/version.gitVersion=$(KUBELET_VERSION)" k8s.io/kubernetes/cmd/kubelet
+	touch $@
+
+.PHONY: bin/test/probed
+bin/test/probed:
+	CGO_ENABLED=0 $(GOBUILD) -o $@ ./test/kubelet/probed
 
 # The peer that make bench measures: containerd's daemon with its CRI plugin.
 CONTAINERD := github.com/containerd/containerd/v2

@@ -52,16 +52,33 @@ func (s *Server) PodSandboxStatus(ctx context.Context, req *runtime.PodSandboxSt
 	if err != nil {
 		return nil, err
 	}
-	at := time.Now()
 	containers, err := s.statuses(box.ID)
 	if err != nil {
 		return nil, err
 	}
-	resp := &runtime.PodSandboxStatusResponse{Status: sandbox.Status(box), ContainersStatuses: containers, Timestamp: at.UnixNano()}
+	// No timestamp: a kubelet with the feature EventedPLEG that gets one knows
+	// none of these containers as the sandbox's own (its GetPodStatus leaves
+	// ActiveContainerStatuses empty), and starts the pod's first init container
+	// again and again. Without it, it asks for each container's status.
+	resp := &runtime.PodSandboxStatusResponse{Status: sandbox.Status(box), ContainersStatuses: containers}
 	if req.GetVerbose() {
 		resp.Info, err = info(map[string]any{"info": s.boxInfo(ctx, box)})
 	}
 	return resp, err
+}
+
+// UpdatePodSandboxResources implements the CRI.
+func (s *Server) UpdatePodSandboxResources(ctx context.Context, req *runtime.UpdatePodSandboxResourcesRequest) (*runtime.UpdatePodSandboxResourcesResponse, error) {
+	box, err := s.box(req.GetPodSandboxId())
+	if err != nil {
+		return nil, err
+	}
+	for field, r := range map[string]*runtime.LinuxContainerResources{"overhead": req.GetOverhead(), "resources": req.GetResources()} {
+		if err := validateResources(field, r); err != nil {
+			return nil, err
+		}
+	}
+	return &runtime.UpdatePodSandboxResourcesResponse{}, s.Sandboxes.UpdateResources(ctx, box.ID, req.GetOverhead(), req.GetResources())
 }
 
 // box resolves the ID of a sandbox that clients are told of.

@@ -67,10 +67,15 @@ func (s *Service) makeCgroup(ctx context.Context, id string) error {
 	if err := s.Cgroups.Ensure(box.CgroupParent); err != nil || !own {
 		return err
 	}
-	r := box.Config.GetLinux().GetResources()
-	return s.Cgroups.Limit(box.CgroupParent, host.Limits{
+	return s.Cgroups.Limit(box.CgroupParent, limits(box.Config))
+}
+
+// limits are those of a pod's cgroup.
+func limits(config *runtime.PodSandboxConfig) host.Limits {
+	r := config.GetLinux().GetResources()
+	return host.Limits{
 		CPUShares: uint64(r.GetCpuShares()), CPUQuota: r.GetCpuQuota(), CPUPeriod: uint64(r.GetCpuPeriod()), Memory: r.GetMemoryLimitInBytes(),
-	})
+	}
 }
 
 func (s *Service) setOwnCgroup(id string) error {

@@ -466,6 +466,48 @@ func TestCgroupParent(t *testing.T) {
 }
 
 // A parent that is there before, as a kubelet makes it, stays.
+func TestUpdatePodSandboxResources(t *testing.T) {
+	each(t, func(t *testing.T, c *testkit.Client) {
+		p := c.Pod(t)
+		update := func(id string, r *cri.LinuxContainerResources) error {
+			_, err := c.UpdatePodSandboxResources(t.Context(), &cri.UpdatePodSandboxResourcesRequest{PodSandboxId: id, Resources: r})
+			return err
+		}
+		if err := update(p.ID, &cri.LinuxContainerResources{MemoryLimitInBytes: 64 << 20, CpuQuota: 30000, CpuPeriod: 100000}); err != nil {
+			t.Fatal(err)
+		}
+		for file, want := range map[string]string{"memory/%s/memory.limit_in_bytes": "67108864\n", "cpu/%s/cpu.cfs_quota_us": "30000\n"} {
+			file = "/sys/fs/cgroup/" + fmt.Sprintf(file, p.Config.Linux.CgroupParent)
+			if got, err := os.ReadFile(file); err != nil || string(got) != want {
+				t.Errorf("%s: %q, want %q: %v", file, got, want, err)
+			}
+		}
+		verbose, err := c.PodSandboxStatus(t.Context(), &cri.PodSandboxStatusRequest{PodSandboxId: p.ID, Verbose: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !strings.Contains(verbose.Info["info"], "67108864") {
+			t.Errorf("the sandbox's configuration does not have the new limit: %s", verbose.Info["info"])
+		}
+		testkit.WantCode(t, update(p.ID, &cri.LinuxContainerResources{MemoryLimitInBytes: -1}), codes.InvalidArgument, "resources.memory_limit_in_bytes")
+		testkit.WantCode(t, update("unknown", nil), codes.NotFound, "unknown")
+	})
+}
+
+// A kubelet with EventedPLEG that gets a timestamp runs init containers for
+// ever; test/kubelet shows it.
+func TestSandboxStatusHasNoTimestamp(t *testing.T) {
+	each(t, func(t *testing.T, c *testkit.Client) {
+		resp, err := c.PodSandboxStatus(t.Context(), &cri.PodSandboxStatusRequest{PodSandboxId: c.Pod(t).ID})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if resp.Timestamp != 0 {
+			t.Errorf("timestamp %d, want none", resp.Timestamp)
+		}
+	})
+}
+
 func TestCgroupParentOfTheKubelet(t *testing.T) {
 	each(t, func(t *testing.T, c *testkit.Client) {
 		config := c.PodConfig(t.Name())

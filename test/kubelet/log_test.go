@@ -1,0 +1,89 @@
+package kubelet
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"regexp"
+	"strings"
+)
+
+// explained are errors in the kubelet's log that may be there, each with its
+// reason. Every other one fails the run.
+var explained = []struct{ pattern, reason string }{
+	{`Failed to set rlimit on max file handles`, "this machine gives no right to raise a limit"},
+	{`Skipping pod synchronization.* may not have completed yet`, "said at each start, before the first look at the runtime"},
+	{`Failed to read data from checkpoint.*kubelet_internal_checkpoint`, "the device manager's, which a new node does not have"},
+	{`Failed to find cgroups of kubelet`, "the machine's cgroups of the kubelet differ between hierarchies"},
+	{`failed to check if we have separate container filesystem.*no imagefs label`, "said at each start, before cAdvisor knows the file systems"},
+	{`failed to check if node is newer; using informer node`, "a standalone kubelet's node has no version"},
+	{`code = Canceled desc = context canceled`, "the kubelet gave the call up itself, as it does when a pod is deleted"},
+	{`Error proxying data from client to backend.*broken pipe`, "a client sends the end of its streams after the command has ended"},
+	{`"Error on socket receive".*use of closed network connection`, "the same, with WebSockets"},
+	{`ExecSync.*is exited, not running`, "a probe meets the end of its container"},
+	{`CheckpointContainer not implemented`, "TestCheckpoint asks for one, which berth does not make"},
+	{`ListMetricDescriptors not implemented`, "berth does not implement it yet; TestMetrics leaves it out"},
+	{`PodSandbox from runtime service failed.*podSandboxID=""`, "the kubelet asks with no ID whether the runtime has such statistics"},
+	{`CrashLoopBackOff: .*back-off 2s restarting`, "pods of the tests end on purpose"},
+	{`PostStartHook.*exit(ed with)? 9`, "TestFailedHookRestarts has a hook that fails"},
+	{`container has runAsNonRoot and image will run as root`, "TestRootIsRefused"},
+}
+
+// removed finds the container of a call that met its removal; removing, the
+// kubelet's own word that it removes one.
+var (
+	removed  = regexp.MustCompile(`"ContainerStatus from runtime service failed" .*code = NotFound.* containerID="([0-9a-f]{64})"`)
+	removing = regexp.MustCompile(`"RemoveContainer" containerID="([0-9a-f]{64})"`)
+)
+
+// complaints are the errors in the kubelet's log that nothing explains.
+func (n *node) complaints() error {
+	text, err := os.ReadFile(n.logFile)
+	if err != nil {
+		return err
+	}
+	var patterns []*regexp.Regexp
+	for _, e := range explained {
+		patterns = append(patterns, regexp.MustCompile(e.pattern))
+	}
+	itself := map[string]bool{} // containers that the kubelet removed
+	for _, m := range removing.FindAllStringSubmatch(string(text), -1) {
+		itself[m[1]] = true
+	}
+	var errs []error
+	for _, entry := range logEntries(string(text)) {
+		if entry[0] != 'E' && entry[0] != 'F' || matches(patterns, entry) {
+			continue
+		}
+		if m := removed.FindStringSubmatch(entry); m != nil && itself[m[1]] {
+			continue // it asks for a container that it is removing
+		}
+		errs = append(errs, fmt.Errorf("log of the kubelet: %.1500s", entry))
+	}
+	return errors.Join(errs...)
+}
+
+// header begins an entry of klog; what follows without one belongs to it.
+var header = regexp.MustCompile(`(?m)^[IWEF]\d{4} `)
+
+func logEntries(text string) []string {
+	var entries []string
+	starts := header.FindAllStringIndex(text, -1)
+	for i, s := range starts {
+		end := len(text)
+		if i+1 < len(starts) {
+			end = starts[i+1][0]
+		}
+		entries = append(entries, strings.Join(strings.Fields(text[s[0]:end]), " "))
+	}
+	return entries
+}
+
+func matches(patterns []*regexp.Regexp, entry string) bool {
+	for _, p := range patterns {
+		if p.MatchString(entry) {
+			return true
+		}
+	}
+	return false
+}
