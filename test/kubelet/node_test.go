@@ -102,28 +102,6 @@ func (n *node) begin() (err error) {
 	return n.startKubelet(ctx)
 }
 
-// ownNode is a node for one test.
-func ownNode(t *testing.T, opts nodeOptions) *node {
-	t.Helper()
-	needKubelet(t)
-	n, err := newNode(opts)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if t.Failed() {
-			t.Logf("log of the kubelet:\n%s\nlog of the daemon:\n%s", n.log(100), n.daemon.Log(100))
-		}
-		if err := errors.Join(n.check(), n.close()); err != nil {
-			t.Error(err)
-		}
-	})
-	if err := n.begin(); err != nil {
-		t.Fatal(err)
-	}
-	return n
-}
-
 // insecure takes the kubelet's own certificate, which it signs itself.
 func insecure() *tls.Config { return &tls.Config{InsecureSkipVerify: true} }
 

@@ -14,12 +14,12 @@ const fromCRI = "PodAndContainerStatsFromCRI"
 
 // A usage is a part of the kubelet's summary: a number that must not be zero.
 type usage struct {
-	UsageNanoCores, UsageCoreNanoSeconds       uint64
-	UsageBytes, WorkingSetBytes, RSSBytes      uint64
-	UsedBytes, CapacityBytes, AvailableBytes   uint64
-	InodesUsed, RxBytes, TxBytes               uint64
-	ProcessCount                               uint64 `json:"process_count"`
-	Name                                       string
+	UsageNanoCores, UsageCoreNanoSeconds     uint64
+	UsageBytes, WorkingSetBytes, RSSBytes    uint64
+	UsedBytes, CapacityBytes, AvailableBytes uint64
+	InodesUsed, RxBytes, TxBytes             uint64
+	ProcessCount                             uint64 `json:"process_count"`
+	Name                                     string
 }
 
 type podStats struct {
