@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 	"os/exec"
 	"sync"
 
@@ -24,14 +25,11 @@ const (
 	worthAProgram = 4 << 20
 )
 
-// hasProgram tells whether containerd would find a program for gzip.
+// hasProgram tells whether containerd would find igzip: on an image's programs
+// it takes 0.6 of our time. unpigz takes as long, and more of the machine.
 var hasProgram = sync.OnceValue(func() bool {
-	for _, name := range []string{"igzip", "unpigz"} {
-		if _, err := exec.LookPath(name); err == nil {
-			return true
-		}
-	}
-	return false
+	_, err := exec.LookPath("igzip")
+	return err == nil && os.Getenv("CONTAINERD_DISABLE_IGZIP") == ""
 })
 
 // A Stream is a layer's tar. A goroutine decompresses and hashes it ahead of
