@@ -21,6 +21,7 @@ var explained = []struct{ pattern, reason string }{
 	{`Error proxying data from (client to backend|backend to client).*(broken pipe|connection reset by peer)`, "a client sends the end of its streams after the command has ended"},
 	{`"Error on socket receive".*use of closed network connection`, "the same, with WebSockets"},
 	{`ExecSync.*(is exited, not running|the container has just ended)`, "a probe meets the end of its container"},
+	{`"Could not get metadata".*/manifests/|"Unable to process watch event"`, "a manifest went while the kubelet looked at it"},
 	{`Partial failure issuing cadvisor.ContainerInfoV2.*unable to find data in memory cache`, "cAdvisor has not looked at a new cgroup yet"},
 	{`CheckpointContainer not implemented`, "TestCheckpoint asks for one, which berth does not make"},
 	{`ListMetricDescriptors not implemented`, "berth does not implement it yet; TestMetrics leaves it out"},
@@ -33,10 +34,11 @@ var explained = []struct{ pattern, reason string }{
 }
 
 // removed finds the container of a call that met its removal; removing, the
-// kubelet's own word that it removes one.
+// kubelet's own word that it removes one, or asks for it only because there is
+// a link to its log, maybe one of another node's, which it collects as garbage.
 var (
 	removed  = regexp.MustCompile(`code = NotFound desc = container [0-9a-f]{64}: not found".* containerID="([0-9a-f]{64})"`)
-	removing = regexp.MustCompile(`"RemoveContainer" containerID="([0-9a-f]{64})"`)
+	removing = regexp.MustCompile(`"(?:RemoveContainer|Error getting ContainerStatus for containerID)" containerID="([0-9a-f]{64})"`)
 )
 
 // complaints are the errors in the kubelet's log that nothing explains.
@@ -52,7 +54,7 @@ func (n *node) complaints() error {
 	for _, pattern := range n.allow {
 		patterns = append(patterns, regexp.MustCompile(pattern))
 	}
-	itself := map[string]bool{} // containers that the kubelet removed
+	itself := map[string]bool{} // what the kubelet removed, or wanted to be gone
 	for _, m := range removing.FindAllStringSubmatch(string(text), -1) {
 		itself[m[1]] = true
 	}
@@ -62,7 +64,7 @@ func (n *node) complaints() error {
 			continue
 		}
 		if m := removed.FindStringSubmatch(entry); m != nil && itself[m[1]] {
-			continue // it asks for a container that it is removing
+			continue
 		}
 		errs = append(errs, fmt.Errorf("log of the kubelet: %.1500s", entry))
 	}
