@@ -16,13 +16,6 @@ import (
 	"berth/internal/steps"
 )
 
-// A startError is the runtime's refusal to start what the container asks for;
-// starting it again would end the same.
-type startError struct{ err error }
-
-func (e *startError) Error() string { return e.err.Error() }
-func (e *startError) Unwrap() error { return e.err }
-
 // startExitCode is the exit code of a container that could not be started, as
 // Docker and containerd report it.
 const startExitCode = 128
@@ -163,20 +156,6 @@ func (s *Service) makeTask(ctx context.Context, l *live) error {
 
 // fifos names FIFOs; it opens none.
 func fifos(c logs.Config) (cio.IO, error) { return cio.Load(cio.NewFIFOSet(cio.Config(c), nil)) }
-
-// refusal marks the runtime's refusal of the container.
-func refusal(ctx context.Context, err error) error {
-	if refused(ctx, err) {
-		return &startError{err}
-	}
-	return err
-}
-
-// refused tells the runtime's answer from a call that did not get one.
-func refused(ctx context.Context, err error) bool {
-	return err != nil && ctx.Err() == nil && !isCut(err) && !errdefs.IsUnavailable(err) && !errdefs.IsDeadlineExceeded(err) &&
-		!errdefs.IsCanceled(err) && !errdefs.IsAlreadyExists(err)
-}
 
 // recordRefused records a container that could not be started. Its end shows
 // why, as a kubelet's user will look for it there.

@@ -341,7 +341,7 @@ func TestStartRefused(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := ctr.Start(t.Context()); err == nil || !strings.Contains(err.Error(), "/no/such/program") {
+		if err := ctr.Start(t.Context()); err == nil || !strings.Contains(err.Error(), "/no/such/program: no such file or directory: the image has no such program: check") {
 			t.Errorf("err = %v", err)
 		}
 		s := ctr.Status(t)
