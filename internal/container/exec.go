@@ -45,8 +45,7 @@ type Streams struct {
 // command is killed when ctx ends.
 //
 // Errors: ErrNotFound, ErrFailedPrecondition where the container does not run
-// or ends before the command has begun,
-// ErrInvalidArgument where the command cannot be executed, ctx's own.
+// or ends meanwhile, ErrInvalidArgument where the command cannot be executed, ctx's own.
 func (s *Service) Exec(ctx context.Context, id string, cmd []string, streams Streams) (code uint32, err error) {
 	c, l, err := s.running(id)
 	if err != nil {
@@ -57,22 +56,29 @@ func (s *Service) Exec(ctx context.Context, id string, cmd []string, streams Str
 	}
 	ctx = s.Engine.Context(ctx)
 	main, _ := host.ProcessOf(c.PID) // one that is gone is not alive
-	stdin := &endedReader{Reader: streams.Stdin, ended: make(chan struct{})}
-	process, err := s.startExec(ctx, l, cmd, streams, stdin)
-	if err != nil && ctx.Err() == nil && c.PID > 0 && !main.Alive() {
-		err = fmt.Errorf("the container has just ended: %v: %w", err, errdefs.ErrFailedPrecondition)
+	code, err = s.runExec(ctx, l, cmd, streams)
+	if err != nil && ctx.Err() == nil && c.PID > 0 && main.Ending() {
+		// What the runtime says is that it met no process, or nothing at all.
+		s.Log.Debug("a command met the end of its container", "container", c.ID, "err", err)
+		err = fmt.Errorf("the container has just ended: %w", errdefs.ErrFailedPrecondition)
 	}
 	if err != nil {
 		return 0, fmt.Errorf("exec of %q in container %s: %w", cmd[0], c.ID, err)
 	}
-	code, err = s.waitExec(ctx, process, stdin.ended, streams.Resize)
-	if err == nil {
-		s.drainExec(c.ID, process)
-	}
-	if err = errors.Join(err, deleteExec(ctx, process)); err != nil {
-		return 0, fmt.Errorf("exec of %q in container %s: %w", cmd[0], c.ID, err)
-	}
 	return code, nil
+}
+
+func (s *Service) runExec(ctx context.Context, l *live, cmd []string, streams Streams) (uint32, error) {
+	stdin := &endedReader{Reader: streams.Stdin, ended: make(chan struct{})}
+	process, err := s.startExec(ctx, l, cmd, streams, stdin)
+	if err != nil {
+		return 0, err
+	}
+	code, err := s.waitExec(ctx, process, stdin.ended, streams.Resize)
+	if err == nil {
+		s.drainExec(l.id, process)
+	}
+	return code, errors.Join(err, deleteExec(ctx, process))
 }
 
 func (s *Service) startExec(ctx context.Context, l *live, cmd []string, streams Streams, stdin io.Reader) (containerd.Process, error) {

@@ -31,7 +31,7 @@ func ProcessOf(pid int) (Process, error) {
 		return Process{}, fmt.Errorf("process %d: %w", pid, errdefs.ErrNotFound)
 	}
 	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
-	if errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ESRCH) {
+	if gone(err) {
 		return Process{}, fmt.Errorf("process %d: %w", pid, errdefs.ErrNotFound)
 	}
 	if err != nil {
@@ -44,19 +44,21 @@ func ProcessOf(pid int) (Process, error) {
 	return Process{PID: pid, Start: start}, nil
 }
 
-// startTime is field 22 of /proc/PID/stat. Field 2, the name, may hold
-// anything, parentheses and spaces too.
-func startTime(stat string) (uint64, error) {
-	const afterName = 22 - 3
+// startTime is field 22 of /proc/PID/stat.
+func startTime(stat string) (uint64, error) { return statField(stat, 22) }
+
+// statField is a field of /proc/PID/stat after the second, the name, which may
+// hold anything, parentheses and spaces too.
+func statField(stat string, number int) (uint64, error) {
 	fields := strings.Fields(stat[strings.LastIndexByte(stat, ')')+1:])
-	if len(fields) <= afterName {
+	if len(fields) <= number-3 {
 		return 0, fmt.Errorf("stat %q: too few fields", stat)
 	}
-	start, err := strconv.ParseUint(fields[afterName], 10, 64)
+	value, err := strconv.ParseUint(fields[number-3], 10, 64)
 	if err != nil {
-		return 0, fmt.Errorf("stat: start time: %w", err)
+		return 0, fmt.Errorf("stat: field %d: %w", number, err)
 	}
-	return start, nil
+	return value, nil
 }
 
 // open returns a pidfd of the process, in non-blocking mode. ErrNotFound: it
@@ -95,6 +97,47 @@ func (p Process) Alive() bool {
 	}
 	defer unix.Close(fd)
 	return !ended(fd)
+}
+
+// Ending tells whether the process has run for the last time: it has ended, was
+// sent SIGKILL, or waits in the kernel for its threads or for the rest of its
+// PID namespace. Its namespaces may not be there to enter any more.
+func (p Process) Ending() bool {
+	if !p.Alive() {
+		return true
+	}
+	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", p.PID))
+	if err != nil {
+		return gone(err)
+	}
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", p.PID))
+	if err != nil {
+		return gone(err)
+	}
+	return exiting(string(stat)) || killed(string(status))
+}
+
+func gone(err error) bool { return errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ESRCH) }
+
+// exiting tells of the flag PF_EXITING in /proc/PID/stat.
+func exiting(stat string) bool {
+	flags, err := statField(stat, 9)
+	return err == nil && flags&0x4 != 0
+}
+
+// killed tells of a pending SIGKILL in /proc/PID/status.
+func killed(status string) bool {
+	for line := range strings.Lines(status) {
+		name, mask, _ := strings.Cut(line, ":")
+		if name != "SigPnd" && name != "ShdPnd" {
+			continue
+		}
+		pending, err := strconv.ParseUint(strings.TrimSpace(mask), 16, 64)
+		if err == nil && pending&(1<<(unix.SIGKILL-1)) != 0 {
+			return true
+		}
+	}
+	return false
 }
 
 // ended tells whether the process of a pidfd has ended.

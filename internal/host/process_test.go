@@ -69,6 +69,36 @@ func TestProcess(t *testing.T) {
 	}
 }
 
+// The first process of a PID namespace ends long before it is seen to have
+// ended: the kernel kills the others first.
+func TestEnding(t *testing.T) {
+	cmd := exec.Command("/bin/sh", "-c", "i=0; while [ $i -lt 200 ]; do sleep 1000 & i=$((i+1)); done; echo up; wait")
+	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWPID}
+	out, err := cmd.StdoutPipe()
+	must(t, err)
+	start(t, cmd)
+	_, err = out.Read(make([]byte, 1))
+	must(t, err)
+	p, err := ProcessOf(cmd.Process.Pid)
+	must(t, err)
+	if p.Ending() {
+		t.Fatal("one that runs is ending")
+	}
+	must(t, p.Signal(syscall.SIGKILL))
+	for {
+		if _, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/ipc", p.PID)); err != nil {
+			break
+		}
+	}
+	if !p.Ending() {
+		t.Error("one whose namespaces are gone is not ending")
+	}
+	must(t, p.Wait(context.Background()))
+	if !p.Ending() {
+		t.Error("one that has ended is not ending")
+	}
+}
+
 // Wait works for a process whose parent is another one.
 func TestWaitForAnothersChild(t *testing.T) {
 	cmd := exec.Command("/bin/sh", "-c", "sleep 1000 & echo $!; wait")

@@ -234,8 +234,12 @@ func TestExecSyncDoesNotWaitForDaemons(t *testing.T) {
 func TestExecMeetsTheEnd(t *testing.T) {
 	each(t, func(t *testing.T, c *testkit.Client) {
 		p := c.Pod(t)
-		for range 5 {
+		for i := range 5 {
 			ctr := sleeper(t, p)
+			if i%2 == 1 { // the kernel takes its time to end all of them
+				ctr = p.Container(t, busybox, []string{"sh", "-c", "i=0; while [ $i -lt 300 ]; do sleep 1000 & i=$((i+1)); done; echo up; wait"})
+				ctr.Logged(t, "up")
+			}
 			errs := make(chan error, 4)
 			for range cap(errs) {
 				go func() {
