@@ -3,11 +3,14 @@ package kubelet
 import (
 	"context"
 	"fmt"
+	"strconv"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
 
 	v1 "k8s.io/api/core/v1"
+	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
 // manyPods is how many a node has at once.
@@ -54,7 +57,36 @@ func TestManyPods(t *testing.T) {
 				}
 			}
 			n.probesGoOn(t, pods)
+			for _, p := range pods {
+				p.loses(t)
+			}
+			for _, p := range pods { // at once; each is waited for when the test ends
+				if err := p.delete(); err != nil {
+					t.Error(err)
+				}
+			}
 		})
+	}
+}
+
+// loses wants the log of the container that counts to be whole: it was written
+// while the daemon and the kubelet were away.
+func (p *pod) loses(t *testing.T) {
+	t.Helper()
+	log, err := p.logs(t.Context(), "counts", nil)
+	if err != nil {
+		t.Error(err)
+		return
+	}
+	lines := strings.Fields(log)
+	for i, line := range lines {
+		if line != strconv.Itoa(i) {
+			t.Errorf("pod %s: line %d of the log is %q", p.name, i, line)
+			return
+		}
+	}
+	if len(lines) < 10 {
+		t.Errorf("pod %s: the log ends with %q", p.name, log)
 	}
 }
 
@@ -74,13 +106,18 @@ func (n *node) restartKubelet(s syscall.Signal) func(context.Context) error {
 	}
 }
 
-// allRun waits until every pod is ready and returns the IDs of the containers,
-// by pod/name and how often they were restarted.
+// allRun waits until every pod is ready, as the kubelet says, and its containers
+// run, as the daemon says, and returns the IDs of the containers by pod/name and
+// how often they were restarted.
 func (n *node) allRun(t *testing.T, pods []*pod) map[string]string {
 	t.Helper()
 	var ids map[string]string
 	n.until(t, 4*time.Minute, func(ctx context.Context) string {
 		all, err := n.pods(ctx)
+		if err != nil {
+			return err.Error()
+		}
+		running, err := n.runningIDs(ctx)
 		if err != nil {
 			return err.Error()
 		}
@@ -95,11 +132,30 @@ func (n *node) allRun(t *testing.T, pods []*pod) map[string]string {
 			}
 			for name, c := range containers(s) {
 				ids[fmt.Sprintf("%s/%s restarted %d times", p.name, name, c.RestartCount)] = c.ContainerID
+				if c.State.Running != nil && !running[c.ContainerID] {
+					return fmt.Sprintf("%s: the daemon does not run %s %s", p.name, name, c.ContainerID)
+				}
 			}
 		}
 		return ""
 	})
 	return ids
+}
+
+// runningIDs are the containers that run, as the kubelet names them.
+func (n *node) runningIDs(ctx context.Context) (map[string]bool, error) {
+	version, err := n.client.Version(ctx)
+	if err != nil {
+		return nil, err
+	}
+	list, err := n.client.ListContainers(ctx, &cri.ListContainersRequest{Filter: &cri.ContainerFilter{
+		State: &cri.ContainerStateValue{State: cri.ContainerState_CONTAINER_RUNNING},
+	}})
+	ids := map[string]bool{}
+	for _, c := range list.GetContainers() {
+		ids[version.RuntimeName+"://"+c.Id] = true
+	}
+	return ids, err
 }
 
 // probesGoOn breaks the readiness of one pod: the kubelet still looks, and
