@@ -3,8 +3,10 @@ package kubelet
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"regexp"
+	"slices"
 	"strings"
 )
 
@@ -16,6 +18,7 @@ var explained = []struct{ pattern, reason string }{
 	{`Failed to read data from checkpoint.*kubelet_internal_checkpoint`, "the device manager's, which a new node does not have"},
 	{`Failed to find cgroups of kubelet`, "the machine's cgroups of the kubelet differ between hierarchies"},
 	{`failed to check if we have separate container filesystem.*no imagefs label`, "said at each start, before cAdvisor knows the file systems"},
+	{`Failed to get system container stats.*unknown container|failed to construct signal.*system container "pods" not found in metrics`, "said when it is asked before cAdvisor has looked at the pods' cgroup"},
 	{`failed to check if node is newer; using informer node`, "a standalone kubelet's node has no version"},
 	{`code = Canceled desc = context canceled`, "the kubelet gave the call up itself, as it does when a pod is deleted"},
 	{`Error proxying data from (client to backend|backend to client).*(broken pipe|connection reset by peer)`, "a client sends the end of its streams after the command has ended"},
@@ -23,6 +26,7 @@ var explained = []struct{ pattern, reason string }{
 	{`ExecSync.*(is exited, not running|the container has just ended)`, "a probe meets the end of its container"},
 	{`"Could not get metadata".*/manifests/|"Unable to process watch event"`, "a manifest went while the kubelet looked at it"},
 	{`Partial failure issuing cadvisor.ContainerInfoV2.*unable to find data in memory cache`, "cAdvisor has not looked at a new cgroup yet"},
+	{`(resize is not currently feasible|ResizePodInPlaceError).*unable to read memory usage for pod`, "the same"},
 	{`CheckpointContainer not implemented`, "TestCheckpoint asks for one, which berth does not make"},
 	{`ListMetricDescriptors not implemented`, "berth does not implement it yet; TestMetrics leaves it out"},
 	{`PodSandbox from runtime service failed.*podSandboxID=""`, "the kubelet asks with no ID whether the runtime has such statistics"},
@@ -30,6 +34,7 @@ var explained = []struct{ pattern, reason string }{
 	{`PostStartHook.*exit(ed with)? 9`, "TestFailedHookRestarts has a hook that fails"},
 	{`/none:1|InvalidImageName|ErrImageNeverPull`, "TestPullPolicies asks for images that are none"},
 	{`runtime does not support user namespaces|image volumes are not supported yet`, "TestRefused asks for what berth does not implement"},
+	{`(Could not determine if subPath exists|Failed to prepare subPath)`, "TestBrokenContainers asks for a path below a file"},
 	{`container has runAsNonRoot and image will run as root`, "TestRootIsRefused"},
 }
 
@@ -58,9 +63,11 @@ func (n *node) complaints() error {
 	for _, m := range removing.FindAllStringSubmatch(string(text), -1) {
 		itself[m[1]] = true
 	}
+	entries := logEntries(string(text))
+	meant := n.meantIDs(entries)
 	var errs []error
-	for _, entry := range logEntries(string(text)) {
-		if entry[0] != 'E' && entry[0] != 'F' || matches(patterns, entry) {
+	for _, entry := range entries {
+		if entry[0] != 'E' && entry[0] != 'F' || matches(patterns, entry) || names(entry, meant) {
 			continue
 		}
 		if m := removed.FindStringSubmatch(entry); m != nil && itself[m[1]] {
@@ -69,6 +76,30 @@ func (n *node) complaints() error {
 		errs = append(errs, fmt.Errorf("log of the kubelet: %.1500s", entry))
 	}
 	return errors.Join(errs...)
+}
+
+// meantIDs are the names of the pods that are meant to go wrong, and the IDs of
+// their sandboxes and containers, which entries that name a pod hold too.
+func (n *node) meantIDs(entries []string) map[string]bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	ids := maps.Clone(n.troubled)
+	for _, entry := range entries {
+		if names(entry, n.troubled) {
+			for _, id := range identifier.FindAllString(entry, -1) {
+				ids[id] = true
+			}
+		}
+	}
+	return ids
+}
+
+// identifier finds what may be the name of a pod, or an ID.
+var identifier = regexp.MustCompile(`[a-z0-9-]*-` + nodeName + `|[0-9a-f]{64}`)
+
+// names tells whether the entry holds one of the names or IDs.
+func names(entry string, of map[string]bool) bool {
+	return slices.ContainsFunc(identifier.FindAllString(entry, -1), func(id string) bool { return of[id] })
 }
 
 // header begins an entry of klog; what follows without one belongs to it.

@@ -15,15 +15,23 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
 
 	"golang.org/x/sys/unix"
+	v1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/types"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"berth/internal/testkit"
+)
+
+// What a pod may have on the nodes.
+const (
+	maxLogFiles  = 4
+	maxProcesses = 1500
 )
 
 // nodeOptions say how a node differs from the plain one.
@@ -51,6 +59,17 @@ type node struct {
 	done      chan struct{} // closed when the kubelet has ended
 	before    string        // the host before the kubelet
 	allow     []string      // errors in its log, beside those explained
+
+	mu       sync.Mutex
+	troubled map[string]bool // the pods that are meant to go wrong, guarded by mu
+}
+
+// meant marks a pod as one that is meant to go wrong: what the kubelet logs of
+// it is explained.
+func (n *node) meant(p *v1.Pod) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.troubled[p.Name+"-"+nodeName] = true
 }
 
 // newNode starts a daemon, warmed up, that a kubelet can be started on.
@@ -60,7 +79,7 @@ func newNode(opts nodeOptions) (n *node, err error) {
 	if err != nil {
 		return nil, err
 	}
-	n = &node{daemon: d, opts: opts, dir: d.Base + "/kubelet", logFile: d.Base + "/kubelet.log"}
+	n = &node{daemon: d, opts: opts, dir: d.Base + "/kubelet", logFile: d.Base + "/kubelet.log", troubled: map[string]bool{}}
 	n.manifests = n.dir + "/manifests"
 	n.http = &http.Client{Transport: &http.Transport{TLSClientConfig: insecure()}}
 	defer func() {
@@ -149,7 +168,11 @@ func (n *node) config() map[string]any {
 		"evictionHard":     map[string]any{"memory.available": "1Mi"},
 		// Image garbage is collected in a test of its own.
 		"imageGCHighThresholdPercent": 100,
-		"allowedUnsafeSysctls":        []string{"net.core.somaxconn"},
+		"allowedUnsafeSysctls":        []string{"net.core.*"},
+		"containerLogMaxSize":         "4Mi",
+		"containerLogMaxFiles":        maxLogFiles,
+		"containerLogMonitorInterval": "3s",
+		"podPidsLimit":                maxProcesses,
 		"logging":                     map[string]any{"format": "text", "verbosity": 2},
 	}
 	gates := map[string]bool{"KubeletCrashLoopBackOffMax": true, "ContainerStopSignals": true}
