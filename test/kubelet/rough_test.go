@@ -111,7 +111,8 @@ func TestLogRotation(t *testing.T) {
 	const bursts, lines = 20, 50_000 // 5 MiB each
 	each(t, func(t *testing.T, n *node) {
 		p := newPod(t, n, "script", script(fmt.Sprintf(
-			"b=0; while [ $b -lt %d ]; do seq -f 'line %%0100g' $((b*%d+1)) $(((b+1)*%d)); b=$((b+1)); sleep 1.5; done; echo end; sleep 3600", bursts, lines, lines)))
+			`b=0; while [ $b -lt %d ]; do awk -v b=$b 'BEGIN {for (i = 1; i <= %d; i++) printf "line %%0100d\n", b*%d+i}'; b=$((b+1)); sleep 1.5; done; echo end; sleep 3600`,
+			bursts, lines, lines)))
 		p.until(t, func(s *v1.PodStatus) string {
 			log, err := p.logs(t.Context(), "main", map[string][]string{"tailLines": {"1"}})
 			if err != nil {
@@ -123,22 +124,7 @@ func TestLogRotation(t *testing.T) {
 			return ""
 		})
 		dir := p.logDir("main")
-		n.until(t, soon, func(context.Context) string {
-			files, err := os.ReadDir(dir)
-			if err != nil {
-				return err.Error()
-			}
-			packed := 0
-			for _, f := range files {
-				if strings.HasSuffix(f.Name(), ".gz") {
-					packed++
-				}
-			}
-			if len(files) > maxLogFiles || packed == 0 {
-				return fmt.Sprintf("%d files, of which %d are packed", len(files), packed)
-			}
-			return ""
-		})
+		n.until(t, soon, func(context.Context) string { return rotated(dir) })
 		numbers := n.logNumbers(t, dir)
 		for i := range numbers[1:] {
 			if numbers[i+1] != numbers[i]+1 {
@@ -149,6 +135,26 @@ func TestLogRotation(t *testing.T) {
 			t.Errorf("%d lines are kept, the last is %d", len(numbers), last)
 		}
 	})
+}
+
+// rotated tells what is left for the kubelet to do with the files of a log: the
+// newest is short, the one before as it was, all others are packed.
+func rotated(dir string) string {
+	old, err := filepath.Glob(dir + "/0.log.*")
+	if err != nil {
+		return err.Error()
+	}
+	slices.Sort(old)
+	info, err := os.Stat(dir + "/0.log")
+	if err != nil {
+		return err.Error()
+	}
+	packed := func(f string) bool { return strings.HasSuffix(f, ".gz") }
+	last := len(old) - 1
+	if info.Size() > 4<<20 || len(old) != maxLogFiles-1 || packed(old[last]) || slices.ContainsFunc(old[:last], func(f string) bool { return !packed(f) }) {
+		return fmt.Sprintf("a log of %d bytes, and before it %q", info.Size(), old)
+	}
+	return ""
 }
 
 // logDir is where a container's log is.
