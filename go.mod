@@ -67,6 +67,7 @@ require (
 )
 
 require (
+	berth.libseccomp v0.12.0 // indirect
 	cyphar.com/go-pathrs v0.2.6 // indirect
 	dario.cat/mergo v1.0.2 // indirect
 	github.com/Microsoft/go-winio v0.6.3-0.20251027160822-ad3df93bed29 // indirect
@@ -146,7 +147,6 @@ require (
 	gotest.tools/v3 v3.5.2 // indirect
 	k8s.io/component-base v0.37.2 // indirect
 	k8s.io/kube-openapi v0.0.0-20260721132016-d427ff9ee9ad // indirect
-	libseccomp.original v0.12.0 // indirect
 	modernc.org/libc v1.80.1 // indirect
 	modernc.org/mathutil v1.7.1 // indirect
 	modernc.org/memory v1.12.1 // indirect
@@ -155,6 +155,6 @@ require (
 	sigs.k8s.io/structured-merge-diff/v6 v6.4.2 // indirect
 )
 
-replace libseccomp.original => github.com/seccomp/libseccomp-golang v0.12.0
+replace berth.libseccomp => github.com/seccomp/libseccomp-golang v0.12.0
 
 replace github.com/seccomp/libseccomp-golang => ./internal/supervisor/libseccomp

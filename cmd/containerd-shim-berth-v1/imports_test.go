@@ -65,7 +65,7 @@ var mayImport = map[string]string{
 	"github.com/mrunalp/fileutils":                 "",
 	"github.com/opencontainers/selinux":            "",
 	"github.com/seccomp/libseccomp-golang":         "ours, internal/supervisor/libseccomp",
-	"libseccomp.original":                          "what it stands for",
+	"berth.libseccomp":                             "what it stands for",
 	"github.com/sirupsen/logrus":                   "",
 	"github.com/vishvananda/netlink":               "",
 	"github.com/vishvananda/netns":                 "",

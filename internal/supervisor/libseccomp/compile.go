@@ -1,13 +1,13 @@
 //go:build go1.26
 
-package seccomp
+package libseccomp
 
 import (
 	"cmp"
 	"errors"
 	"slices"
 
-	"libseccomp.original"
+	seccomp "berth.libseccomp"
 )
 
 // errNotOurs leaves a filter to libseccomp.

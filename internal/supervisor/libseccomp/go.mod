@@ -3,6 +3,6 @@ module github.com/seccomp/libseccomp-golang
 
 go 1.26
 
-require libseccomp.original v0.12.0
+require berth.libseccomp v0.12.0
 
-replace libseccomp.original => github.com/seccomp/libseccomp-golang v0.12.0
+replace berth.libseccomp => github.com/seccomp/libseccomp-golang v0.12.0

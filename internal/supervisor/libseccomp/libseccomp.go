@@ -1,6 +1,6 @@
 //go:build go1.26
 
-// Package seccomp stands for libseccomp-golang in the supervisor, and makes
+// Package libseccomp stands for libseccomp-golang in the supervisor, and makes
 // seccomp filters in a fraction of its time.
 //
 // libcontainer makes a container's filter anew in the init of each container
@@ -12,7 +12,9 @@
 //
 // It has what libcontainer uses and nothing else, under the same import path,
 // by a replace directive in berth's go.mod. The library itself is linked as
-// libseccomp.original; names and numbers of system calls come from it.
+// berth.libseccomp, a name that sorts before protobuf's: Go initializes
+// packages in that order, and libcontainer's init is to go first
+// (internal/supervisor/entry). Names and numbers of system calls are its own.
 //
 // Invariants:
 //   - A filter decides as libseccomp's of the same rules does, for every
@@ -22,7 +24,7 @@
 //     actions, comparisons that 32 bits cannot hold.
 //
 // Concurrency: a filter is used by one goroutine.
-package seccomp
+package libseccomp
 
 import (
 	"errors"
@@ -30,7 +32,7 @@ import (
 	"os"
 	"slices"
 
-	"libseccomp.original"
+	seccomp "berth.libseccomp"
 )
 
 // What is the library's own.

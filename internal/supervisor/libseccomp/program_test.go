@@ -1,6 +1,6 @@
 //go:build go1.26
 
-package seccomp
+package libseccomp
 
 import (
 	"encoding/binary"
