@@ -134,12 +134,11 @@ func (s *Server) boxStats(ctx context.Context, box *record.Sandbox) (*runtime.Po
 	var network *runtime.NetworkUsage
 	var err error
 	if box.State == record.SandboxReady {
-		// The pod's cgroup is the parent of those of its containers.
-		if used, err = s.Stats.Pod(box.ID, path.Dir(s.Cgroups.Path(box.CgroupParent, box.ID))); err != nil && !errdefs.IsNotFound(err) {
+		if used, err = s.Stats.Pod(box.ID, s.podCgroup(box)); err != nil && !errdefs.IsNotFound(err) {
 			s.Log.Debug("statistics without the cgroup's part", "sandbox", box.ID, "err", err)
 		}
 		if !spec.HostNetwork(box.Config) {
-			if network, err = stats.Network(s.Paths.Namespace(box.ID, "net")); err != nil && !errdefs.IsNotFound(err) {
+			if network, err = s.Stats.Network(s.Paths.Namespace(box.ID, "net")); err != nil && !errdefs.IsNotFound(err) {
 				s.Log.Debug("statistics without the network's part", "sandbox", box.ID, "err", err)
 			}
 		}
@@ -147,4 +146,9 @@ func (s *Server) boxStats(ctx context.Context, box *record.Sandbox) (*runtime.Po
 	return stats.AssemblePod(&runtime.PodSandboxAttributes{
 		Id: box.ID, Metadata: box.Config.GetMetadata(), Labels: box.Config.GetLabels(), Annotations: box.Config.GetAnnotations(),
 	}, used, network, containers), nil
+}
+
+// podCgroup is the cgroup of the pod, the parent of those of its containers.
+func (s *Server) podCgroup(box *record.Sandbox) string {
+	return path.Dir(s.Cgroups.Path(box.CgroupParent, box.ID))
 }

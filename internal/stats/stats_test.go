@@ -337,7 +337,7 @@ func FuzzPressure(f *testing.F) {
 	f.Add("some avg10=0.00 avg60=0.00 avg300=0.00 total=0\nfull avg10=1.5 avg60=0.00 avg300=0.00 total=9\n")
 	f.Add("some total=\n")
 	f.Fuzz(func(t *testing.T, text string) {
-		if psi, err := parsePressure([]byte(text)); (psi == nil) == (err == nil) {
+		if psi, err := parsePressure([]byte(text)); err != nil && psi != (pressure{}) {
 			t.Errorf("%v and %v", psi, err)
 		}
 	})
@@ -365,4 +365,27 @@ func reportCPU(b *testing.B) func() {
 	}
 	before := used()
 	return func() { b.ReportMetric(float64(used()-before)/float64(b.N), "cpu-ns/op") }
+}
+
+func BenchmarkMetrics(b *testing.B) {
+	c, path := busy(b, "sleep 1000")
+	r := New(c, always)
+	defer func() { must(b, r.Close()) }()
+	for _, test := range []struct {
+		name string
+		add  func(*Sheet) error
+	}{
+		{"container", func(s *Sheet) error { return r.AddContainer(s, "c", path, false) }},
+		{"pod", func(s *Sheet) error { return r.AddPod(s, "p", path) }},
+	} {
+		b.Run(test.name, func(b *testing.B) {
+			b.ReportAllocs()
+			defer reportCPU(b)()
+			for b.Loop() {
+				if err := test.add(NewSheet(Labels{ID: "c"})); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
+	}
 }

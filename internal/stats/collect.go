@@ -1,0 +1,443 @@
+package stats
+
+import (
+	"bytes"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/containerd/errdefs"
+	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
+)
+
+// Spec is what a container was asked to be.
+type Spec struct {
+	Created, Started time.Time
+	Resources        *runtime.LinuxContainerResources
+}
+
+// The kernel's defaults, for what is not set.
+const (
+	defaultPeriod = 100_000
+	defaultShares = 1024
+)
+
+// AddSpec adds what is known without a look.
+func (s *Sheet) AddSpec(p Spec) {
+	s.add(lastSeen, uint64(time.Now().Unix()))
+	s.add(created, uint64(p.Created.Unix()))
+	if !p.Started.IsZero() {
+		s.add(started, uint64(p.Started.Unix()))
+	}
+	r := p.Resources
+	orDefault := func(v, otherwise int64) uint64 {
+		if v <= 0 {
+			v = otherwise
+		}
+		return uint64(v)
+	}
+	s.add(specCPUPeriod, orDefault(r.GetCpuPeriod(), defaultPeriod))
+	if r.GetCpuQuota() > 0 {
+		s.add(specCPUQuota, uint64(r.GetCpuQuota()))
+	}
+	s.add(specCPUShares, orDefault(r.GetCpuShares(), defaultShares))
+	s.add(specMemoryLimit, orDefault(r.GetMemoryLimitInBytes(), 0))
+	s.add(specMemoryReservation, 0) // the CRI has none
+	s.add(specMemorySwapLimit, orDefault(r.GetMemorySwapLimitInBytes(), 0))
+}
+
+// AddFileSystem adds the use of the writable layer, which was found at that
+// time, and the file system that it is on.
+func (s *Sheet) AddFileSystem(fs FileSystem, used uint64, at time.Time) {
+	s.add(fsInodesFree, fs.FreeInodes, fs.Device)
+	s.add(fsInodes, fs.Inodes, fs.Device)
+	s.add(fsLimit, fs.Bytes, fs.Device)
+	s.addAt(fsUsage, at.UnixNano(), used, fs.Device)
+}
+
+// AddNetwork adds the traffic of the network namespace pinned at netns.
+// ErrNotFound: there is no namespace.
+func (r *Reader) AddNetwork(s *Sheet, netns string) error {
+	links, err := r.links.of(netns)
+	if err != nil {
+		return err
+	}
+	for _, l := range links {
+		s.add(networkReceivedBytes, l.received.bytes, l.name)
+		s.add(networkReceivedPackets, l.received.packets, l.name)
+		s.add(networkReceivedDropped, l.received.dropped, l.name)
+		s.add(networkReceivedErrors, l.received.errors, l.name)
+		s.add(networkSentBytes, l.sent.bytes, l.name)
+		s.add(networkSentPackets, l.sent.packets, l.name)
+		s.add(networkSentDropped, l.sent.dropped, l.name)
+		s.add(networkSentErrors, l.sent.errors, l.name)
+	}
+	return nil
+}
+
+// AddPod adds what a pod's cgroup counts: the pod's processor time, memory,
+// pressure and threads, which are more than its containers' where the pod's
+// own cgroup is charged. ErrNotFound: the cgroup is gone.
+func (r *Reader) AddPod(s *Sheet, id, cgroup string) error {
+	return r.collect(id, cgroup, func(c collector) error { return c.pod() }, s)
+}
+
+// AddContainer adds what a container's cgroup counts. limited says whether it
+// has a processor limit. What was added before an error stays. ErrNotFound: the
+// cgroup is gone.
+func (r *Reader) AddContainer(s *Sheet, id, cgroup string, limited bool) error {
+	return r.collect(id, cgroup, func(c collector) error { return c.container(limited) }, s)
+}
+
+func (r *Reader) collect(id, cgroup string, read func(collector) error, s *Sheet) error {
+	before := len(s.list)
+	once := func() (err error) {
+		s.list = s.list[:before]
+		one := r.open(id, cgroup)
+		defer func() { r.done(id, one, err) }()
+		return read(collector{reading: one, Reader: r, s: s})
+	}
+	err := once()
+	if errdefs.IsNotFound(err) {
+		err = once() // as usage does
+	}
+	if err != nil {
+		return fmt.Errorf("metrics of %s: cgroup %s: %w", id, cgroup, err)
+	}
+	return nil
+}
+
+// A collector fills a sheet from one cgroup. What is not there is left out.
+type collector struct {
+	reading
+	*Reader
+	s *Sheet
+}
+
+func (c collector) container(limited bool) error {
+	if err := c.cpu(); err != nil {
+		return err // ErrNotFound: there is no cgroup
+	}
+	parts := []func() error{c.memory, c.memoryEvents, c.pressures, c.pids, c.io, c.hugePages}
+	if limited {
+		parts = append(parts, c.throttling)
+	}
+	return c.each(parts)
+}
+
+func (c collector) pod() error {
+	if err := c.cpu(); err != nil {
+		return err
+	}
+	return c.each([]func() error{c.podMemory, c.pressures, c.podPids})
+}
+
+// each calls all parts; the file of one may be missing or be damaged without
+// harm to the others. It returns the first error.
+func (c collector) each(parts []func() error) (first error) {
+	for _, part := range parts {
+		if err := part(); err != nil && !isGone(err) && first == nil {
+			first = err
+		}
+	}
+	return first
+}
+
+const (
+	microsecond = 1_000_000     // a second's
+	nanosecond  = 1_000_000_000 // a second's
+	// userHZ is the unit of cpuacct.stat, a second's; Linux has no other.
+	userHZ = 100
+)
+
+// cpu adds processor time. ErrNotFound: there is no cgroup.
+func (c collector) cpu() error {
+	var total, user, system uint64
+	if c.v2 {
+		wanted := []field{{name: "usage_usec", value: &total}, {name: "user_usec", value: &user}, {name: "system_usec", value: &system}}
+		if err := c.fields(c.b, fileCPU, wanted); err != nil {
+			return cpuError(err)
+		}
+		total, user, system = total/microsecond, user/microsecond, system/microsecond
+	} else {
+		nanoseconds, err := c.number(c.b, fileCPU)
+		if err != nil {
+			return cpuError(err)
+		}
+		if err := c.fields(c.b, fileCPUTimes, []field{{name: "user", value: &user}, {name: "system", value: &system}}); err != nil {
+			return cpuError(err)
+		}
+		total, user, system = nanoseconds/nanosecond, user/userHZ, system/userHZ
+	}
+	c.s.add(cpuUser, user)
+	c.s.add(cpuSystem, system)
+	c.s.add(cpuTotal, total, "total")
+	return nil
+}
+
+// throttling adds what a processor limit has done.
+func (c collector) throttling() error {
+	f, times, unit := fileThrottling, [2]string{"throttled_time", "burst_time"}, uint64(nanosecond)
+	if c.v2 {
+		f, times, unit = fileCPU, [2]string{"throttled_usec", "burst_usec"}, microsecond
+	}
+	var periods, throttled, held, bursts, burst uint64
+	err := c.fields(c.b, f, []field{
+		{name: "nr_periods", value: &periods}, {name: "nr_throttled", value: &throttled}, {name: times[0], value: &held},
+		{name: "nr_bursts", value: &bursts}, {name: times[1], value: &burst},
+	})
+	if err != nil {
+		return err
+	}
+	c.s.add(cfsPeriods, periods)
+	c.s.add(cfsThrottledPeriods, throttled)
+	c.s.add(cfsThrottledSeconds, held/unit)
+	c.s.add(cfsBurstPeriods, bursts)
+	c.s.add(cfsBurstSeconds, burst/unit)
+	return nil
+}
+
+func (c collector) readMemory() (memory, error) {
+	if c.v2 {
+		return c.unifiedMemory()
+	}
+	return c.v1Memory()
+}
+
+func (c collector) podMemory() error {
+	m, err := c.readMemory()
+	if err != nil {
+		return err
+	}
+	c.addMemory(m)
+	return nil
+}
+
+// addMemory adds what there is of pods and containers.
+func (c collector) addMemory(m memory) {
+	c.s.add(memoryUsage, m.usage)
+	c.s.add(memoryWorkingSet, m.workingSet())
+	c.s.add(memoryRSS, m.rss)
+	c.s.add(memoryCache, m.cache)
+	if m.hasSwap {
+		c.s.add(memorySwap, m.swap)
+	}
+	c.s.add(memoryFailures, m.faults, "pgfault", "hierarchy")
+	c.s.add(memoryFailures, m.majorFaults, "pgmajfault", "hierarchy")
+}
+
+func (c collector) memory() error {
+	m, err := c.readMemory()
+	if err != nil {
+		return err
+	}
+	c.addMemory(m)
+	c.s.add(memoryFailures, m.ownFaults, "pgfault", "container")
+	c.s.add(memoryFailures, m.ownMajorFaults, "pgmajfault", "container")
+	c.s.add(memoryMapped, m.mapped)
+	c.s.add(memoryActiveFile, m.activeFile)
+	c.s.add(memoryInactiveFile, m.inactiveFile)
+	c.s.add(memoryActiveAnon, m.activeAnon)
+	c.s.add(memoryInactiveAnon, m.inactiveAnon)
+	c.s.add(memoryDirty, m.dirty)
+	c.s.add(memoryWriteback, m.writeback)
+	c.s.add(memoryRefaultFile, m.refaultFile)
+	c.s.add(memoryRefaultAnon, m.refaultAnon)
+	if c.v2 {
+		c.s.add(memoryKernel, m.kernel)
+		c.s.add(memoryScanned, m.scanned)
+		c.s.add(memoryStolen, m.stolen)
+		c.s.add(memoryAnonHuge, m.anonHuge)
+		c.s.add(memoryFileHuge, m.fileHuge)
+		c.s.add(memoryShmemHuge, m.shmemHuge)
+	} else {
+		err = c.addNumber(memoryKernel, fileKernel)
+	}
+	if err != nil {
+		return err
+	}
+	return c.addNumber(memoryPeak, fileMemoryPeak) // Linux before 5.19 has none on v2
+}
+
+// addNumber adds the number in a file, if the file is there.
+func (c collector) addNumber(m metric, f file, labels ...string) error {
+	v, err := c.number(c.b, f)
+	if isGone(err) {
+		return nil
+	}
+	if err == nil {
+		c.s.add(m, v, labels...)
+	}
+	return err
+}
+
+// memoryEvents adds how often limits were met, and what that led to.
+func (c collector) memoryEvents() error {
+	var high, most, kills uint64
+	if err := c.fields(c.b, fileOOM, []field{{name: "high", value: &high}, {name: "max", value: &most}, {name: "oom_kill", value: &kills}}); err != nil {
+		return err
+	}
+	c.s.add(oomEvents, kills)
+	if !c.v2 {
+		return c.addNumber(memoryHits, fileMemoryHits)
+	}
+	c.s.add(memoryHits, most) // v2's own name for it
+	c.s.add(memoryHighEvents, high)
+	c.s.add(memoryMaxEvents, most)
+	return nil
+}
+
+func (c collector) pressures() error {
+	if !c.Reader.pressure {
+		return nil
+	}
+	stalls := [...]struct{ stalled, waiting metric }{{cpuStalled, cpuWaiting}, {memoryStalled, memoryWaiting}, {ioStalled, ioWaiting}}
+	for i, m := range stalls {
+		p, ok, err := c.reading.pressure(fileCPUPressure + file(i))
+		if err != nil {
+			return err
+		}
+		if ok {
+			c.s.add(m.stalled, p.full.total/microsecond)
+			c.s.add(m.waiting, p.some.total/microsecond)
+		}
+	}
+	return nil
+}
+
+// podPids adds the pod's threads and processes.
+func (c collector) podPids() error {
+	tasks, n, err := c.reading.processes(c.v2)
+	if err != nil {
+		return err
+	}
+	c.s.add(processes, n)
+	c.s.add(threads, tasks)
+	return nil
+}
+
+// pids adds threads, processes and what these have open.
+func (c collector) pids() error {
+	if err := c.addNumber(threads, filePids); err != nil {
+		return err
+	}
+	limit, err := c.number(c.b, filePidsLimit)
+	if err == nil {
+		if limit >= unlimited {
+			limit = 0
+		}
+		c.s.add(threadsLimit, limit)
+	} else if !isGone(err) {
+		return err
+	}
+	data, err := c.read(c.b, fileProcs)
+	if err != nil {
+		return err
+	}
+	pids := bytes.Fields(data)
+	c.s.add(processes, uint64(len(pids)))
+	var open inventory
+	for _, pid := range pids {
+		open.add(pid)
+	}
+	c.s.add(openFiles, open.files)
+	if open.complete() {
+		c.s.add(openSockets, open.sockets)
+	}
+	if len(pids) == 0 {
+		return nil
+	}
+	first := bytes.Clone(pids[0]) // the buffer is read into again
+	if limit, ok := openFilesLimit(c.b, first); ok {
+		c.s.add(softLimits, limit, "max_open_files")
+	}
+	return nil
+}
+
+// io adds what went to and from devices.
+func (c collector) io() error {
+	data, err := c.read(c.b, fileIO)
+	if err != nil {
+		return err
+	}
+	if c.v2 {
+		all, err := parseIO(data)
+		for _, t := range all {
+			c.transfer(t)
+		}
+		return err
+	}
+	bytesOf, err := parseBlkio(data)
+	if err != nil {
+		return err
+	}
+	for _, a := range bytesOf {
+		c.blkio(a)
+		c.byOperation(a, fsReadBytes, fsWrittenBytes)
+	}
+	if data, err = c.read(c.b, fileIOCount); err != nil {
+		return err
+	}
+	counts, err := parseBlkio(data)
+	for _, a := range counts {
+		c.byOperation(a, fsReads, fsWrites)
+	}
+	return err
+}
+
+func (c collector) byOperation(a amount, read, write metric) {
+	switch a.operation {
+	case "Read":
+		c.s.add(read, a.value, c.devices.name(a.device))
+	case "Write":
+		c.s.add(write, a.value, c.devices.name(a.device))
+	}
+}
+
+func (c collector) blkio(a amount) {
+	major, minor, _ := strings.Cut(a.device, ":")
+	c.s.add(blkioUsage, a.value, c.devices.name(a.device), major, minor, a.operation)
+}
+
+func (c collector) transfer(t transfer) {
+	name := c.devices.name(t.device)
+	c.blkio(amount{t.device, "Read", t.readBytes})
+	c.blkio(amount{t.device, "Write", t.writtenBytes})
+	c.s.add(fsReadBytes, t.readBytes, name)
+	c.s.add(fsReads, t.reads, name)
+	c.s.add(fsWrittenBytes, t.writtenBytes, name)
+	c.s.add(fsWrites, t.writes, name)
+	if t.hasCost {
+		for i, v := range t.cost {
+			c.s.add(fsCostUsage+metric(i), v/microsecond, name)
+		}
+	}
+}
+
+// hugePages adds huge pages by their size.
+func (c collector) hugePages() error {
+	for i, size := range c.pageSizes {
+		f := fileHuge + file(i*hugeFiles)
+		if err := c.addNumber(hugeUsageBytes, f+hugeUsage, size); err != nil {
+			return err
+		}
+		if err := c.addNumber(hugePeakBytes, f+hugePeak, size); err != nil {
+			return err
+		}
+		if !c.v2 {
+			if err := c.addNumber(hugeFailures, f+hugeHits, size); err != nil {
+				return err
+			}
+			continue
+		}
+		var hits uint64
+		err := c.fields(c.b, f+hugeHits, []field{{name: "max", value: &hits}})
+		if err != nil && !isGone(err) {
+			return err
+		}
+		if err == nil {
+			c.s.add(hugeFailures, hits, size)
+		}
+	}
+	return nil
+}
