@@ -58,11 +58,11 @@ func (s *Server) podMetrics(ctx context.Context) ([]*runtime.PodSandboxMetrics, 
 // metricsOf leaves out what cannot be read now: an error in one pod is not to
 // hide the others of the node.
 func (s *Server) metricsOf(ctx context.Context, box *record.Sandbox, running []*record.Container, fs stats.FileSystem) *runtime.PodSandboxMetrics {
-	cgroup := s.podCgroup(box)
+	cgroup := stats.Cgroup{ID: box.ID, Path: s.podCgroup(box)}
 	sheet := stats.NewSheet(stats.Labels{
-		Cgroup: cgroup, ID: box.ID, Pod: box.Config.GetMetadata().GetName(), Namespace: box.Config.GetMetadata().GetNamespace(),
+		Cgroup: cgroup.Path, ID: box.ID, Pod: box.Config.GetMetadata().GetName(), Namespace: box.Config.GetMetadata().GetNamespace(),
 	})
-	if err := s.Stats.AddPod(sheet, box.ID, cgroup); err != nil && !errdefs.IsNotFound(err) {
+	if err := s.Stats.AddPod(sheet, cgroup, cgroupsOf(running)); err != nil && !errdefs.IsNotFound(err) {
 		s.Log.Debug("metrics without some of the cgroup's", "sandbox", box.ID, "err", err)
 	}
 	if !spec.HostNetwork(box.Config) {
@@ -70,7 +70,8 @@ func (s *Server) metricsOf(ctx context.Context, box *record.Sandbox, running []*
 			s.Log.Debug("metrics without the network's", "sandbox", box.ID, "err", err)
 		}
 	}
-	one := &runtime.PodSandboxMetrics{PodSandboxId: box.ID, Metrics: sheet.Metrics()}
+	one := &runtime.PodSandboxMetrics{PodSandboxId: box.ID}
+	sheet.Pod(one)
 	slices.SortFunc(running, func(a, b *record.Container) int { return cmp.Compare(a.ID, b.ID) })
 	for _, c := range running {
 		if m := s.containerMetrics(ctx, box, c, fs); m != nil {
@@ -95,7 +96,7 @@ func (s *Server) containerMetrics(ctx context.Context, box *record.Sandbox, c *r
 	if err != nil {
 		s.Log.Debug("metrics without the container's resources", "container", c.ID, "err", err)
 	}
-	err = s.Stats.AddContainer(sheet, c.ID, c.Cgroup, resources.GetCpuQuota() > 0)
+	err = s.Stats.AddContainer(sheet, stats.Cgroup{ID: c.ID, Path: c.Cgroup}, resources.GetCpuQuota() > 0)
 	if errdefs.IsNotFound(err) {
 		return nil
 	}
@@ -112,5 +113,15 @@ func (s *Server) containerMetrics(ctx context.Context, box *record.Sandbox, c *r
 	} else {
 		sheet.AddFileSystem(fs, uint64(layer.Size), layer.At)
 	}
-	return &runtime.ContainerMetrics{ContainerId: c.ID, Metrics: sheet.Metrics()}
+	one := &runtime.ContainerMetrics{ContainerId: c.ID}
+	sheet.Container(one)
+	return one
+}
+
+func cgroupsOf(containers []*record.Container) []stats.Cgroup {
+	list := make([]stats.Cgroup, len(containers))
+	for i, c := range containers {
+		list[i] = stats.Cgroup{ID: c.ID, Path: c.Cgroup}
+	}
+	return list
 }

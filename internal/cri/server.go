@@ -32,6 +32,9 @@ import (
 // larger one is refused.
 const maxMessage = 16 << 20
 
+// writeBuffer is what a connection collects before it is written.
+const writeBuffer = 128 << 10
+
 // Streams hands out the URLs of streams; internal/stream implements it.
 type Streams interface {
 	Exec(*runtime.ExecRequest) (*runtime.ExecResponse, error)
@@ -74,13 +77,23 @@ type Server struct {
 	runtime.UnimplementedRuntimeServiceServer
 	runtime.UnimplementedImageServiceServer
 	Options
+	containers *prepared[record.Container]
+	sandboxes  *prepared[record.Sandbox]
+}
+
+// New returns a Server.
+func New(o Options) *Server {
+	return &Server{Options: o, containers: preparedContainers(), sandboxes: preparedSandboxes()}
 }
 
 // Register returns a gRPC server that serves the services.
 func Register(o Options) *grpc.Server {
-	s := &Server{Options: o}
+	s := New(o)
 	g := grpc.NewServer(
 		grpc.MaxRecvMsgSize(maxMessage), grpc.MaxSendMsgSize(maxMessage),
+		// A list of a full node takes megabytes: few large writes, from memory
+		// that is only held meanwhile.
+		grpc.WriteBufferSize(writeBuffer), grpc.SharedWriteBuffer(true),
 		grpc.UnaryInterceptor(s.unary), grpc.StreamInterceptor(s.stream),
 	)
 	runtime.RegisterRuntimeServiceServer(g, s)

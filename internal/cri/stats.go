@@ -117,6 +117,7 @@ func (s *Server) ListPodSandboxStats(ctx context.Context, req *runtime.ListPodSa
 // boxStats leaves out what cannot be read now, as containerStats does.
 func (s *Server) boxStats(ctx context.Context, box *record.Sandbox) (*runtime.PodSandboxStats, error) {
 	var containers []*runtime.ContainerStats
+	var running []*record.Container
 	for _, c := range s.Store.Containers.List() {
 		if c.SandboxID != box.ID || c.State != record.ContainerRunning {
 			continue
@@ -128,13 +129,13 @@ func (s *Server) boxStats(ctx context.Context, box *record.Sandbox) (*runtime.Po
 		if err != nil {
 			return nil, err
 		}
-		containers = append(containers, one)
+		containers, running = append(containers, one), append(running, c)
 	}
 	var used *stats.Usage
 	var network *runtime.NetworkUsage
 	var err error
 	if box.State == record.SandboxReady {
-		if used, err = s.Stats.Pod(box.ID, s.podCgroup(box)); err != nil && !errdefs.IsNotFound(err) {
+		if used, err = s.Stats.Pod(stats.Cgroup{ID: box.ID, Path: s.podCgroup(box)}, cgroupsOf(running)); err != nil && !errdefs.IsNotFound(err) {
 			s.Log.Debug("statistics without the cgroup's part", "sandbox", box.ID, "err", err)
 		}
 		if !spec.HostNetwork(box.Config) {

@@ -154,41 +154,22 @@ func (r reading) unifiedSwap(m *memory) error {
 	return err
 }
 
-// processes counts tasks and processes. The pids controller may be missing.
-func (r reading) processes(v2 bool) (tasks, processes uint64, err error) {
-	controller := "pids"
-	if r.all.cgroups.Dir(controller, r.cgroup) == "" {
-		controller = "cpuacct"
-		if v2 {
-			controller = ""
-		}
+// tasks counts processes and their threads; ok is false without the controller.
+func (r reading) tasks() (n uint64, ok bool, err error) {
+	n, err = r.number(r.b, filePids)
+	if isGone(err) {
+		return 0, false, nil
 	}
-	if controller == "pids" {
-		if tasks, err = r.number(r.b, filePids); err != nil && !isGone(err) {
-			return 0, 0, err
-		}
-	}
-	data, err := r.procs(controller)
-	if err != nil && !isGone(err) {
-		return 0, 0, err
-	}
-	processes = uint64(bytes.Count(data, []byte{'\n'}))
-	if processes == 0 && (tasks > 0 || controller != "pids") {
-		pids, err := r.all.cgroups.ProcsIn(controller, r.cgroup)
-		if err != nil {
-			return 0, 0, err
-		}
-		processes = uint64(len(pids))
-	}
-	return tasks, processes, nil
+	return n, err == nil, err
 }
 
-// procs lists the processes of the cgroup itself.
-func (r reading) procs(controller string) ([]byte, error) {
-	if controller != "cpuacct" {
-		return r.read(r.b, fileProcs)
+// ownProcesses counts the processes of the cgroup itself, without those below.
+func (r reading) ownProcesses() (uint64, error) {
+	data, err := r.read(r.b, fileProcs)
+	if err != nil && !isGone(err) {
+		return 0, err
 	}
-	return r.b.read(r.all.cgroups.Dir(controller, r.cgroup) + "/cgroup.procs")
+	return uint64(bytes.Count(data, []byte{'\n'})), nil
 }
 
 // pressure reads the pressure on one of processor, memory and I/O; ok is false

@@ -2,6 +2,7 @@ package stats
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"strings"
 	"time"
@@ -76,33 +77,37 @@ func (r *Reader) AddNetwork(s *Sheet, netns string) error {
 }
 
 // AddPod adds what a pod's cgroup counts: the pod's processor time, memory,
-// pressure and threads, which are more than its containers' where the pod's
-// own cgroup is charged. ErrNotFound: the cgroup is gone.
-func (r *Reader) AddPod(s *Sheet, id, cgroup string) error {
-	return r.collect(id, cgroup, func(c collector) error { return c.pod() }, s)
+// pressure, processes and threads. They are more than those of its containers,
+// whose cgroups below names, by what the pod's own cgroup is charged for.
+// ErrNotFound: the cgroup is gone.
+func (r *Reader) AddPod(s *Sheet, pod Cgroup, below []Cgroup) error {
+	err := r.collect(pod, s, collector.pod)
+	if errdefs.IsNotFound(err) {
+		return err
+	}
+	tasks, n, failed := r.count(pod, below)
+	if failed == nil {
+		s.add(processes, n)
+		s.add(threads, tasks)
+	}
+	return errors.Join(err, failed)
 }
 
 // AddContainer adds what a container's cgroup counts. limited says whether it
 // has a processor limit. What was added before an error stays. ErrNotFound: the
 // cgroup is gone.
-func (r *Reader) AddContainer(s *Sheet, id, cgroup string, limited bool) error {
-	return r.collect(id, cgroup, func(c collector) error { return c.container(limited) }, s)
+func (r *Reader) AddContainer(s *Sheet, c Cgroup, limited bool) error {
+	return r.collect(c, s, func(c collector) error { return c.container(limited) })
 }
 
-func (r *Reader) collect(id, cgroup string, read func(collector) error, s *Sheet) error {
-	before := len(s.list)
-	once := func() (err error) {
-		s.list = s.list[:before]
-		one := r.open(id, cgroup)
-		defer func() { r.done(id, one, err) }()
+func (r *Reader) collect(of Cgroup, s *Sheet, read func(collector) error) error {
+	before := s.mark()
+	err := r.look(of.ID, of.Path, func(one reading) error {
+		s.reset(before)
 		return read(collector{reading: one, Reader: r, s: s})
-	}
-	err := once()
-	if errdefs.IsNotFound(err) {
-		err = once() // as usage does
-	}
+	})
 	if err != nil {
-		return fmt.Errorf("metrics of %s: cgroup %s: %w", id, cgroup, err)
+		return fmt.Errorf("metrics of %s: cgroup %s: %w", of.ID, of.Path, err)
 	}
 	return nil
 }
@@ -129,7 +134,7 @@ func (c collector) pod() error {
 	if err := c.cpu(); err != nil {
 		return err
 	}
-	return c.each([]func() error{c.podMemory, c.pressures, c.podPids})
+	return c.each([]func() error{c.podMemory, c.pressures})
 }
 
 // each calls all parts; the file of one may be missing or be damaged without
@@ -302,17 +307,6 @@ func (c collector) pressures() error {
 			c.s.add(m.waiting, p.some.total/microsecond)
 		}
 	}
-	return nil
-}
-
-// podPids adds the pod's threads and processes.
-func (c collector) podPids() error {
-	tasks, n, err := c.reading.processes(c.v2)
-	if err != nil {
-		return err
-	}
-	c.s.add(processes, n)
-	c.s.add(threads, tasks)
 	return nil
 }
 

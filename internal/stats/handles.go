@@ -61,7 +61,7 @@ func fileNames(v2 bool, pageSizes []string) []fileName {
 		fileMemoryStat: {"memory", "memory.stat"}, fileMemoryPeak: {"memory", "memory.max_usage_in_bytes"},
 		fileMemoryHits: {"memory", "memory.failcnt"}, fileKernel: {"memory", "memory.kmem.usage_in_bytes"},
 		fileSwapLimit: {"memory", "memory.memsw.limit_in_bytes"}, fileOOM: {"memory", "memory.oom_control"},
-		filePids: {"pids", "pids.current"}, filePidsLimit: {"pids", "pids.max"}, fileProcs: {"pids", "cgroup.procs"},
+		filePids: {"pids", "pids.current"}, filePidsLimit: {"pids", "pids.max"}, fileProcs: {"cpuacct", "cgroup.procs"},
 		fileIO: {"blkio", "blkio.throttle.io_service_bytes_recursive"}, fileIOCount: {"blkio", "blkio.throttle.io_serviced_recursive"},
 		fileHuge: {},
 	}

@@ -2,7 +2,9 @@ package stats
 
 import (
 	"slices"
+	"strings"
 
+	"google.golang.org/protobuf/encoding/protowire"
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
@@ -220,25 +222,50 @@ func Descriptors() []*runtime.MetricDescriptor {
 // Labels are what the metrics of one pod or container have in common.
 type Labels struct{ Cgroup, ID, Image, Pod, Namespace, Container string }
 
-// A Sheet collects the metrics of one pod or container.
+// A Sheet collects the metrics of one pod or container, in the form in which
+// they are sent: there are tens of thousands on a full node, and to make a
+// message of each, with eight strings, would take longer than to read them.
 type Sheet struct {
-	base []string
-	list []*runtime.Metric
-	// Metrics come from blocks; each for itself would cost the more.
-	metrics []runtime.Metric
-	values  []runtime.UInt64Value
+	base []byte // the base labels
+	list []byte // field 2 of PodSandboxMetrics and of ContainerMetrics
 }
 
-// blockSize is how many metrics a container has, about.
-const blockSize = 56
+// Numbers of fields in the CRI's messages, which a test compares.
+const (
+	fieldMetrics = 2 // of PodSandboxMetrics and ContainerMetrics
+
+	fieldName      = 1 // of Metric
+	fieldTimestamp = 2
+	fieldType      = 3
+	fieldLabel     = 4
+	fieldValue     = 5
+
+	fieldNumber = 1 // of UInt64Value
+)
+
+// usual is how many metrics a container has, about.
+const usual = 52
 
 // NewSheet returns an empty Sheet.
 func NewSheet(l Labels) *Sheet {
-	return &Sheet{base: []string{l.Cgroup, l.ID, l.Image, l.Pod, l.Namespace, l.Container}, list: make([]*runtime.Metric, 0, blockSize)}
+	s := new(Sheet)
+	for _, v := range []string{l.Cgroup, l.ID, l.Image, l.Pod, l.Namespace, l.Container} {
+		s.base = appendText(s.base, fieldLabel, strings.ToValidUTF8(v, "\uFFFD"))
+	}
+	s.list = make([]byte, 0, usual*(len(s.base)+64))
+	return s
 }
 
-// Metrics are those collected.
-func (s *Sheet) Metrics() []*runtime.Metric { return s.list }
+// Pod puts what was collected into the message.
+func (s *Sheet) Pod(m *runtime.PodSandboxMetrics) { m.ProtoReflect().SetUnknown(s.list) }
+
+// Container puts what was collected into the message.
+func (s *Sheet) Container(m *runtime.ContainerMetrics) { m.ProtoReflect().SetUnknown(s.list) }
+
+// mark and reset drop what was added in between.
+func (s *Sheet) mark() int { return len(s.list) }
+
+func (s *Sheet) reset(to int) { s.list = s.list[:to] }
 
 // add adds a metric that was read now, with what its own labels are.
 func (s *Sheet) add(m metric, v uint64, labels ...string) {
@@ -247,18 +274,35 @@ func (s *Sheet) add(m metric, v uint64, labels ...string) {
 
 // addAt adds one that was read earlier, at that time in nanoseconds.
 func (s *Sheet) addAt(m metric, at int64, v uint64, labels ...string) {
-	if len(s.metrics) == 0 {
-		s.metrics, s.values = make([]runtime.Metric, blockSize), make([]runtime.UInt64Value, blockSize)
+	name := kinds[m].name
+	number := 1 + protowire.SizeVarint(v)
+	size := 1 + protowire.SizeBytes(len(name)) + len(s.base) + 1 + protowire.SizeBytes(number)
+	for _, l := range labels {
+		size += 1 + protowire.SizeBytes(len(l))
 	}
-	one, number := &s.metrics[0], &s.values[0]
-	s.metrics, s.values = s.metrics[1:], s.values[1:]
-	number.Value = v
-	one.Name, one.Timestamp, one.Value, one.LabelValues = kinds[m].name, at, number, s.base
+	if at != 0 {
+		size += 1 + protowire.SizeVarint(uint64(at))
+	}
 	if kinds[m].gauge {
-		one.MetricType = runtime.MetricType_GAUGE
+		size += 2
 	}
-	if len(labels) > 0 {
-		one.LabelValues = slices.Concat(s.base, labels)
+	b := protowire.AppendTag(s.list, fieldMetrics, protowire.BytesType)
+	b = protowire.AppendVarint(b, uint64(size))
+	b = appendText(b, fieldName, name)
+	if at != 0 {
+		b = protowire.AppendVarint(protowire.AppendTag(b, fieldTimestamp, protowire.VarintType), uint64(at))
 	}
-	s.list = append(s.list, one)
+	if kinds[m].gauge {
+		b = protowire.AppendVarint(protowire.AppendTag(b, fieldType, protowire.VarintType), uint64(runtime.MetricType_GAUGE))
+	}
+	b = append(b, s.base...)
+	for _, l := range labels {
+		b = appendText(b, fieldLabel, l)
+	}
+	b = protowire.AppendVarint(protowire.AppendTag(b, fieldValue, protowire.BytesType), uint64(number))
+	s.list = protowire.AppendVarint(protowire.AppendTag(b, fieldNumber, protowire.VarintType), v)
+}
+
+func appendText(b []byte, field protowire.Number, text string) []byte {
+	return protowire.AppendString(protowire.AppendTag(b, field, protowire.BytesType), text)
 }

@@ -77,7 +77,7 @@ func parseLink(data []byte) (l link, err error) {
 	err = attributes(data[unix.SizeofIfInfomsg:], func(kind uint16, value []byte) {
 		switch kind {
 		case unix.IFLA_IFNAME:
-			l.name = strings.TrimRight(string(value), "\x00")
+			l.name = strings.ToValidUTF8(strings.TrimRight(string(value), "\x00"), "\uFFFD")
 		case unix.IFLA_STATS64:
 			l.setCounters(value)
 		}

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	"errors"
+	"strconv"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -38,6 +39,7 @@ func (i *inventory) add(pid []byte) {
 		if err != nil || n <= 0 {
 			return
 		}
+		more := n > len(i.names)-direntMost
 		for entries := i.names[:n]; len(entries) > direntName; {
 			size := int(binary.NativeEndian.Uint16(entries[direntSize:]))
 			if size <= direntName || size > len(entries) {
@@ -46,6 +48,9 @@ func (i *inventory) add(pid []byte) {
 			i.one(dir, entries[direntName:size])
 			entries = entries[size:]
 		}
+		if !more {
+			return
+		}
 	}
 }
 
@@ -53,6 +58,7 @@ func (i *inventory) add(pid []byte) {
 const (
 	direntSize = unsafe.Offsetof(unix.Dirent{}.Reclen)
 	direntName = int(unsafe.Offsetof(unix.Dirent{}.Name))
+	direntMost = 64 // of an entry whose name is a number: as long as another one fits, the kernel gives it
 )
 
 // one counts the file that a directory entry names; name ends with a zero.
@@ -73,10 +79,23 @@ func (i *inventory) one(dir int, name []byte) {
 	}
 }
 
-// openFilesLimit is the soft limit of the process's open files, from
-// /proc/PID/limits, which all may read; ok is false where there is none or the
-// process has ended.
+// openFilesLimit is the soft limit of the process's open files; ok is false
+// where there is none or the process has ended.
 func openFilesLimit(b *buffer, pid []byte) (limit uint64, ok bool) {
+	var l unix.Rlimit
+	n, err := strconv.Atoi(string(pid))
+	if err != nil {
+		return 0, false
+	}
+	if unix.Prlimit(n, unix.RLIMIT_NOFILE, nil, &l) == nil {
+		return l.Cur, l.Cur != unix.RLIM_INFINITY
+	}
+	return limitFromProc(b, pid)
+}
+
+// limitFromProc is for processes whose limits the kernel does not give: those of
+// other users, without CAP_SYS_RESOURCE. All may read /proc/PID/limits.
+func limitFromProc(b *buffer, pid []byte) (limit uint64, ok bool) {
 	data, err := b.read("/proc/" + string(pid) + "/limits")
 	if err != nil {
 		return 0, false

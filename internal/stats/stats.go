@@ -99,7 +99,7 @@ func (r *Reader) open(id, cgroup string) reading {
 func (r *Reader) done(id string, one reading, err error) {
 	one.b.giveBack()
 	one.release()
-	if errdefs.IsNotFound(err) {
+	if isGone(err) || errdefs.IsNotFound(err) {
 		r.handles.drop(id, one.source)
 	}
 }
@@ -108,45 +108,106 @@ func (r *Reader) done(id string, one reading, err error) {
 // processor use, which the first reading does not have. ErrNotFound: the
 // cgroup is gone.
 func (r *Reader) Container(id, cgroup string) (*Usage, error) {
-	return r.usage(id, cgroup, false)
+	var u *Usage
+	err := r.look(id, cgroup, func(one reading) (err error) {
+		u, err = r.usage(id, one)
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("usage of %s: cgroup %s: %w", id, cgroup, err)
+	}
+	return u, nil
 }
+
+// A Cgroup is that of a pod or container; ID is the pod's or container's.
+type Cgroup struct{ ID, Path string }
 
 // Pod is Container for a pod's cgroup, with its tasks and processes counted.
-func (r *Reader) Pod(id, cgroup string) (*Usage, error) { return r.usage(id, cgroup, true) }
-
-// usage looks once more where the cgroup is gone: it may be a new one of the
-// same path, and the files that are held open those of the old one.
-func (r *Reader) usage(id, cgroup string, counted bool) (*Usage, error) {
-	u, err := r.lookAt(id, cgroup, counted)
-	if errdefs.IsNotFound(err) {
-		return r.lookAt(id, cgroup, counted)
+// Below are the cgroups of its containers.
+func (r *Reader) Pod(pod Cgroup, below []Cgroup) (*Usage, error) {
+	u, err := r.Container(pod.ID, pod.Path)
+	if err != nil {
+		return nil, err
 	}
-	return u, err
+	if u.Tasks, u.Processes, err = r.count(pod, below); err != nil {
+		return nil, fmt.Errorf("usage of %s: processes of cgroup %s: %w", pod.ID, pod.Path, err)
+	}
+	return u, nil
 }
 
-func (r *Reader) lookAt(id, cgroup string, counted bool) (u *Usage, err error) {
-	one := r.open(id, cgroup)
-	defer func() { r.done(id, one, err) }()
+// count counts the tasks of a pod, 0 without the pids controller, and its
+// processes. The kernel counts tasks, but only lists processes, cgroup by
+// cgroup. Where those that are known have as many tasks as the pod, they have
+// all its processes; else the whole tree is looked through.
+func (r *Reader) count(pod Cgroup, below []Cgroup) (tasks, processes uint64, err error) {
+	counted := false
+	err = r.look(pod.ID, pod.Path, func(one reading) (err error) {
+		if tasks, counted, err = one.tasks(); err == nil {
+			processes, err = one.ownProcesses()
+		}
+		return err
+	})
+	if err != nil {
+		return 0, 0, err
+	}
+	known := processes // as tasks: at least one for each
+	for _, c := range below {
+		var n, p uint64
+		err := r.look(c.ID, c.Path, func(one reading) (err error) {
+			if n, _, err = one.tasks(); err == nil {
+				p, err = one.ownProcesses()
+			}
+			return err
+		})
+		if err != nil && !isGone(err) {
+			return 0, 0, err
+		}
+		known, processes = known+n, processes+p
+		if n > 0 && p == 0 {
+			counted = false // they are in cgroups below
+		}
+	}
+	if counted && known == tasks {
+		return tasks, processes, nil
+	}
+	controller := r.handles.names[fileProcs].controller
+	if r.handles.cgroups.Dir(controller, pod.Path) == "" {
+		return tasks, processes, nil
+	}
+	pids, err := r.handles.cgroups.ProcsIn(controller, pod.Path)
+	return tasks, uint64(len(pids)), err
+}
+
+// look calls read for the cgroup, and once more where the cgroup is gone: it may
+// be a new one of the same path, and the files that are held open those of the
+// old one.
+func (r *Reader) look(id, cgroup string, read func(reading) error) error {
+	once := func() (err error) {
+		one := r.open(id, cgroup)
+		defer func() { r.done(id, one, err) }()
+		return read(one)
+	}
+	err := once()
+	if isGone(err) || errdefs.IsNotFound(err) {
+		err = once()
+	}
+	return err
+}
+
+func (r *Reader) usage(id string, one reading) (*Usage, error) {
 	read := one.v1
 	if r.v2 {
 		read = one.unified
 	}
-	if u, err = read(); err != nil {
-		return nil, fmt.Errorf("usage of %s: cgroup %s: %w", id, cgroup, err)
+	u, err := read()
+	if err != nil {
+		return nil, err
 	}
 	u.CPU.UsageNanoCores = r.rates.next(id, u.CPU.UsageCoreNanoSeconds.Value, time.Now())
-	if r.pressure {
-		if err := one.addPressure(u); err != nil {
-			return nil, fmt.Errorf("usage of %s: cgroup %s: %w", id, cgroup, err)
-		}
-	}
-	if !counted {
+	if !r.pressure {
 		return u, nil
 	}
-	if u.Tasks, u.Processes, err = one.processes(r.v2); err != nil {
-		return nil, fmt.Errorf("usage of %s: processes of cgroup %s: %w", id, cgroup, err)
-	}
-	return u, nil
+	return u, one.addPressure(u)
 }
 
 // isGone tells whether an error of reading says that the file or its cgroup is

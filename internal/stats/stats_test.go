@@ -124,7 +124,7 @@ tasks=0 processes=0
 	} {
 		t.Run(test.name+test.cgroup, func(t *testing.T) {
 			r := New(machine(t, test.mounts, "testdata/"+test.name), always)
-			u, err := r.Pod("id", test.cgroup)
+			u, err := r.Pod(Cgroup{"id", test.cgroup}, nil)
 			must(t, err)
 			if diff := cmp.Diff(normal(test.want), normal(usageText(u))); diff != "" {
 				t.Error(diff)
@@ -156,7 +156,7 @@ func TestDamagedFiles(t *testing.T) {
 		t.Run(test.file, func(t *testing.T) {
 			c := machine(t, v2Mounts, "testdata/v2")
 			write(t, filepath.Join(c.Dir("", "/pod/c"), test.file), test.content)
-			if u, err := New(c, always).Pod("id", "/pod/c"); err == nil || errdefs.IsNotFound(err) {
+			if u, err := New(c, always).Pod(Cgroup{"id", "/pod/c"}, nil); err == nil || errdefs.IsNotFound(err) {
 				t.Errorf("usage %v, error %v", u, err)
 			}
 		})
@@ -272,7 +272,7 @@ func TestRealCgroup(t *testing.T) {
 		if time.Now().After(deadline) {
 			t.Fatalf("no rate: %v", second.CPU)
 		}
-		second, err = r.Pod("id", path)
+		second, err = r.Pod(Cgroup{"id", path}, nil)
 		must(t, err)
 	}
 	if cores := second.CPU.UsageNanoCores.Value; cores > 1_100_000_000 {
@@ -375,8 +375,8 @@ func BenchmarkMetrics(b *testing.B) {
 		name string
 		add  func(*Sheet) error
 	}{
-		{"container", func(s *Sheet) error { return r.AddContainer(s, "c", path, false) }},
-		{"pod", func(s *Sheet) error { return r.AddPod(s, "p", path) }},
+		{"container", func(s *Sheet) error { return r.AddContainer(s, Cgroup{"c", path}, false) }},
+		{"pod", func(s *Sheet) error { return r.AddPod(s, Cgroup{"p", path}, nil) }},
 	} {
 		b.Run(test.name, func(b *testing.B) {
 			b.ReportAllocs()
