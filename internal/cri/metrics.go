@@ -5,6 +5,8 @@ import (
 	"context"
 	goruntime "runtime"
 	"slices"
+	"sync"
+	"sync/atomic"
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sync/errgroup"
@@ -23,36 +25,47 @@ func (s *Server) ListMetricDescriptors(context.Context, *runtime.ListMetricDescr
 // ListPodSandboxMetrics implements the CRI: those of pods that are ready, and
 // of their containers that run.
 func (s *Server) ListPodSandboxMetrics(ctx context.Context, _ *runtime.ListPodSandboxMetricsRequest) (*runtime.ListPodSandboxMetricsResponse, error) {
-	list, err := s.podMetrics(ctx)
+	resp := &runtime.ListPodSandboxMetricsResponse{}
+	err := s.eachPodMetrics(ctx, func(one *runtime.PodSandboxMetrics) error {
+		resp.PodMetrics = append(resp.PodMetrics, one)
+		return nil
+	})
 	if err != nil {
 		return nil, err
 	}
-	return &runtime.ListPodSandboxMetricsResponse{PodMetrics: list}, nil
+	return resp, nil
 }
 
-// podMetrics reads pods side by side, as many as there are processors.
-func (s *Server) podMetrics(ctx context.Context) ([]*runtime.PodSandboxMetrics, error) {
-	running := map[string][]*record.Container{}
-	for _, c := range s.Store.Containers.List() {
-		if c.State == record.ContainerRunning {
-			running[c.SandboxID] = append(running[c.SandboxID], c)
-		}
-	}
+// eachPodMetrics calls give for each pod, one after another. Pods are read side
+// by side, by as many workers as there are processors.
+func (s *Server) eachPodMetrics(ctx context.Context, give func(*runtime.PodSandboxMetrics) error) error {
+	running := s.runningBySandbox()
 	boxes := slices.DeleteFunc(s.Store.Sandboxes.List(), func(box *record.Sandbox) bool { return box.State != record.SandboxReady })
 	fs, err := s.Stats.FileSystemOf(s.FSPath)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	list := make([]*runtime.PodSandboxMetrics, len(boxes))
+	var next atomic.Int64
+	var giving sync.Mutex // held for each call of give
 	group, ctx := errgroup.WithContext(ctx)
-	group.SetLimit(goruntime.GOMAXPROCS(0))
-	for i, box := range boxes {
+	for range min(goruntime.GOMAXPROCS(0), len(boxes)) {
 		group.Go(func() error {
-			list[i] = s.metricsOf(ctx, box, running[box.ID], fs)
-			return ctx.Err()
+			for i := next.Add(1) - 1; i < int64(len(boxes)); i = next.Add(1) - 1 {
+				one := s.metricsOf(ctx, boxes[i], running[boxes[i].ID], fs)
+				if ctx.Err() != nil {
+					return ctx.Err()
+				}
+				giving.Lock()
+				err := give(one)
+				giving.Unlock()
+				if err != nil {
+					return err
+				}
+			}
+			return nil
 		})
 	}
-	return list, group.Wait()
+	return group.Wait()
 }
 
 // metricsOf leaves out what cannot be read now: an error in one pod is not to

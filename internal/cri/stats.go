@@ -30,8 +30,19 @@ func (s *Server) ContainerStats(ctx context.Context, req *runtime.ContainerStats
 // ListContainerStats implements the CRI: containers that run, unless an ID asks
 // for one that does not.
 func (s *Server) ListContainerStats(ctx context.Context, req *runtime.ListContainerStatsRequest) (*runtime.ListContainerStatsResponse, error) {
-	filter := req.GetFilter()
 	resp := &runtime.ListContainerStatsResponse{}
+	err := s.eachContainerStats(ctx, req.GetFilter(), func(one *runtime.ContainerStats) error {
+		resp.Stats = append(resp.Stats, one)
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	return resp, nil
+}
+
+// eachContainerStats calls give for each container that a list has.
+func (s *Server) eachContainerStats(ctx context.Context, filter *runtime.ContainerStatsFilter, give func(*runtime.ContainerStats) error) error {
 	for _, c := range s.Store.Containers.List() {
 		if c.State != record.ContainerRunning && filter.GetId() == "" || !container.Shown(c) ||
 			!selected(c, filter.GetId(), filter.GetPodSandboxId(), filter.GetLabelSelector()) {
@@ -42,11 +53,13 @@ func (s *Server) ListContainerStats(ctx context.Context, req *runtime.ListContai
 			continue // removed meanwhile
 		}
 		if err != nil {
-			return nil, err
+			return err
 		}
-		resp.Stats = append(resp.Stats, one)
+		if err := give(one); err != nil {
+			return err
+		}
 	}
-	return resp, nil
+	return nil
 }
 
 // containerStats leaves out what cannot be read now: an error in one container
@@ -85,7 +98,7 @@ func (s *Server) PodSandboxStats(ctx context.Context, req *runtime.PodSandboxSta
 	if err != nil {
 		return nil, err
 	}
-	one, err := s.boxStats(ctx, box)
+	one, err := s.boxStats(ctx, box, s.runningBySandbox()[box.ID])
 	if err != nil {
 		return nil, err
 	}
@@ -95,33 +108,54 @@ func (s *Server) PodSandboxStats(ctx context.Context, req *runtime.PodSandboxSta
 // ListPodSandboxStats implements the CRI: sandboxes that are ready, unless an
 // ID asks for one that is not.
 func (s *Server) ListPodSandboxStats(ctx context.Context, req *runtime.ListPodSandboxStatsRequest) (*runtime.ListPodSandboxStatsResponse, error) {
-	filter := req.GetFilter()
 	resp := &runtime.ListPodSandboxStatsResponse{}
+	err := s.eachBoxStats(ctx, req.GetFilter(), func(one *runtime.PodSandboxStats) error {
+		resp.Stats = append(resp.Stats, one)
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	return resp, nil
+}
+
+// eachBoxStats calls give for each sandbox that a list has.
+func (s *Server) eachBoxStats(ctx context.Context, filter *runtime.PodSandboxStatsFilter, give func(*runtime.PodSandboxStats) error) error {
+	running := s.runningBySandbox()
 	for _, box := range s.Store.Sandboxes.List() {
 		if box.State == record.SandboxCreating || box.State != record.SandboxReady && filter.GetId() == "" ||
 			!strings.HasPrefix(box.ID, filter.GetId()) || !matches(box.Config.GetLabels(), filter.GetLabelSelector()) {
 			continue
 		}
-		one, err := s.boxStats(ctx, box)
+		one, err := s.boxStats(ctx, box, running[box.ID])
 		if errdefs.IsNotFound(err) {
 			continue // removed meanwhile
 		}
 		if err != nil {
-			return nil, err
+			return err
 		}
-		resp.Stats = append(resp.Stats, one)
+		if err := give(one); err != nil {
+			return err
+		}
 	}
-	return resp, nil
+	return nil
+}
+
+// runningBySandbox are the containers that run.
+func (s *Server) runningBySandbox() map[string][]*record.Container {
+	running := map[string][]*record.Container{}
+	for _, c := range s.Store.Containers.List() {
+		if c.State == record.ContainerRunning {
+			running[c.SandboxID] = append(running[c.SandboxID], c)
+		}
+	}
+	return running
 }
 
 // boxStats leaves out what cannot be read now, as containerStats does.
-func (s *Server) boxStats(ctx context.Context, box *record.Sandbox) (*runtime.PodSandboxStats, error) {
+func (s *Server) boxStats(ctx context.Context, box *record.Sandbox, running []*record.Container) (*runtime.PodSandboxStats, error) {
 	var containers []*runtime.ContainerStats
-	var running []*record.Container
-	for _, c := range s.Store.Containers.List() {
-		if c.SandboxID != box.ID || c.State != record.ContainerRunning {
-			continue
-		}
+	for _, c := range running {
 		one, err := s.containerStats(ctx, c)
 		if errdefs.IsNotFound(err) {
 			continue // removed meanwhile
@@ -129,7 +163,7 @@ func (s *Server) boxStats(ctx context.Context, box *record.Sandbox) (*runtime.Po
 		if err != nil {
 			return nil, err
 		}
-		containers, running = append(containers, one), append(running, c)
+		containers = append(containers, one)
 	}
 	var used *stats.Usage
 	var network *runtime.NetworkUsage

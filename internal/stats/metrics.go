@@ -243,14 +243,21 @@ const (
 	fieldNumber = 1 // of UInt64Value
 )
 
-// usual is how many metrics a container has, about.
-const usual = 52
+// The usual numbers of metrics, for memory that is taken at once.
+const (
+	usualOfPod       = 32
+	usualOfContainer = 56
+)
 
 // NewSheet returns an empty Sheet.
 func NewSheet(l Labels) *Sheet {
-	s := new(Sheet)
+	s := &Sheet{base: make([]byte, 0, 512)}
 	for _, v := range []string{l.Cgroup, l.ID, l.Image, l.Pod, l.Namespace, l.Container} {
 		s.base = appendText(s.base, fieldLabel, strings.ToValidUTF8(v, "\uFFFD"))
+	}
+	usual := usualOfContainer
+	if l.Container == "" {
+		usual = usualOfPod
 	}
 	s.list = make([]byte, 0, usual*(len(s.base)+64))
 	return s
