@@ -71,11 +71,19 @@ func (s *Server) eachPodMetrics(ctx context.Context, give func(*runtime.PodSandb
 // metricsOf leaves out what cannot be read now: an error in one pod is not to
 // hide the others of the node.
 func (s *Server) metricsOf(ctx context.Context, box *record.Sandbox, running []*record.Container, fs stats.FileSystem) *runtime.PodSandboxMetrics {
+	one := &runtime.PodSandboxMetrics{PodSandboxId: box.ID}
+	slices.SortFunc(running, func(a, b *record.Container) int { return cmp.Compare(a.ID, b.ID) })
+	var counts []stats.Count
+	for _, c := range running {
+		if m, n := s.containerMetrics(ctx, box, c, fs); m != nil {
+			one.ContainerMetrics, counts = append(one.ContainerMetrics, m), append(counts, n)
+		}
+	}
 	cgroup := stats.Cgroup{ID: box.ID, Path: s.podCgroup(box)}
 	sheet := stats.NewSheet(stats.Labels{
 		Cgroup: cgroup.Path, ID: box.ID, Pod: box.Config.GetMetadata().GetName(), Namespace: box.Config.GetMetadata().GetNamespace(),
 	})
-	if err := s.Stats.AddPod(sheet, cgroup, cgroupsOf(running)); err != nil && !errdefs.IsNotFound(err) {
+	if err := s.Stats.AddPod(sheet, cgroup, counts); err != nil && !errdefs.IsNotFound(err) {
 		s.Log.Debug("metrics without some of the cgroup's", "sandbox", box.ID, "err", err)
 	}
 	if !spec.HostNetwork(box.Config) {
@@ -83,20 +91,13 @@ func (s *Server) metricsOf(ctx context.Context, box *record.Sandbox, running []*
 			s.Log.Debug("metrics without the network's", "sandbox", box.ID, "err", err)
 		}
 	}
-	one := &runtime.PodSandboxMetrics{PodSandboxId: box.ID}
 	sheet.Pod(one)
-	slices.SortFunc(running, func(a, b *record.Container) int { return cmp.Compare(a.ID, b.ID) })
-	for _, c := range running {
-		if m := s.containerMetrics(ctx, box, c, fs); m != nil {
-			one.ContainerMetrics = append(one.ContainerMetrics, m)
-		}
-	}
 	return one
 }
 
 // containerMetrics is nil for a container that has ended or was removed
 // meanwhile.
-func (s *Server) containerMetrics(ctx context.Context, box *record.Sandbox, c *record.Container, fs stats.FileSystem) *runtime.ContainerMetrics {
+func (s *Server) containerMetrics(ctx context.Context, box *record.Sandbox, c *record.Container, fs stats.FileSystem) (*runtime.ContainerMetrics, stats.Count) {
 	image := c.Config.GetImage().GetUserSpecifiedImage()
 	if image == "" {
 		image = c.ImageName
@@ -109,9 +110,9 @@ func (s *Server) containerMetrics(ctx context.Context, box *record.Sandbox, c *r
 	if err != nil {
 		s.Log.Debug("metrics without the container's resources", "container", c.ID, "err", err)
 	}
-	err = s.Stats.AddContainer(sheet, stats.Cgroup{ID: c.ID, Path: c.Cgroup}, resources.GetCpuQuota() > 0)
+	n, err := s.Stats.AddContainer(sheet, stats.Cgroup{ID: c.ID, Path: c.Cgroup}, resources.GetCpuQuota() > 0)
 	if errdefs.IsNotFound(err) {
-		return nil
+		return nil, n
 	}
 	if err != nil {
 		s.Log.Debug("metrics without some of the cgroup's", "container", c.ID, "err", err)
@@ -119,7 +120,7 @@ func (s *Server) containerMetrics(ctx context.Context, box *record.Sandbox, c *r
 	sheet.AddSpec(stats.Spec{Created: c.CreatedAt, Started: c.StartedAt, Resources: resources})
 	layer, err := s.Containers.LastLayerUsage(ctx, c)
 	if errdefs.IsNotFound(err) {
-		return nil
+		return nil, n
 	}
 	if err != nil {
 		s.Log.Debug("metrics without the file system's", "container", c.ID, "err", err)
@@ -128,13 +129,5 @@ func (s *Server) containerMetrics(ctx context.Context, box *record.Sandbox, c *r
 	}
 	one := &runtime.ContainerMetrics{ContainerId: c.ID}
 	sheet.Container(one)
-	return one
-}
-
-func cgroupsOf(containers []*record.Container) []stats.Cgroup {
-	list := make([]stats.Cgroup, len(containers))
-	for i, c := range containers {
-		list[i] = stats.Cgroup{ID: c.ID, Path: c.Cgroup}
-	}
-	return list
+	return one, n
 }

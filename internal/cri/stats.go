@@ -169,7 +169,13 @@ func (s *Server) boxStats(ctx context.Context, box *record.Sandbox, running []*r
 	var network *runtime.NetworkUsage
 	var err error
 	if box.State == record.SandboxReady {
-		if used, err = s.Stats.Pod(stats.Cgroup{ID: box.ID, Path: s.podCgroup(box)}, cgroupsOf(running)); err != nil && !errdefs.IsNotFound(err) {
+		counts := make([]stats.Count, len(running))
+		for i, c := range running {
+			if counts[i], err = s.Stats.Count(stats.Cgroup{ID: c.ID, Path: c.Cgroup}); err != nil {
+				s.Log.Debug("processes are counted another way", "container", c.ID, "err", err)
+			}
+		}
+		if used, err = s.Stats.Pod(stats.Cgroup{ID: box.ID, Path: s.podCgroup(box)}, counts); err != nil && !errdefs.IsNotFound(err) {
 			s.Log.Debug("statistics without the cgroup's part", "sandbox", box.ID, "err", err)
 		}
 		if !spec.HostNetwork(box.Config) {

@@ -154,22 +154,20 @@ func (r reading) unifiedSwap(m *memory) error {
 	return err
 }
 
-// tasks counts processes and their threads; ok is false without the controller.
-func (r reading) tasks() (n uint64, ok bool, err error) {
-	n, err = r.number(r.b, filePids)
-	if isGone(err) {
-		return 0, false, nil
+// count counts tasks, and the processes of the cgroup itself, without those
+// below; counted is false where the kernel does not count tasks.
+func (r reading) count() (n Count, counted bool, err error) {
+	n.Tasks, err = r.number(r.b, filePids)
+	if err != nil && !isGone(err) {
+		return n, false, err
 	}
-	return n, err == nil, err
-}
-
-// ownProcesses counts the processes of the cgroup itself, without those below.
-func (r reading) ownProcesses() (uint64, error) {
+	counted = err == nil
 	data, err := r.read(r.b, fileProcs)
 	if err != nil && !isGone(err) {
-		return 0, err
+		return n, false, err
 	}
-	return uint64(bytes.Count(data, []byte{'\n'})), nil
+	n.Processes = uint64(bytes.Count(data, []byte{'\n'}))
+	return n, counted, nil
 }
 
 // pressure reads the pressure on one of processor, memory and I/O; ok is false

@@ -78,17 +78,17 @@ func (r *Reader) AddNetwork(s *Sheet, netns string) error {
 
 // AddPod adds what a pod's cgroup counts: the pod's processor time, memory,
 // pressure, processes and threads. They are more than those of its containers,
-// whose cgroups below names, by what the pod's own cgroup is charged for.
+// which AddContainer has counted, by what the pod's own cgroup is charged for.
 // ErrNotFound: the cgroup is gone.
-func (r *Reader) AddPod(s *Sheet, pod Cgroup, below []Cgroup) error {
+func (r *Reader) AddPod(s *Sheet, pod Cgroup, below []Count) error {
 	err := r.collect(pod, s, collector.pod)
 	if errdefs.IsNotFound(err) {
 		return err
 	}
-	tasks, n, failed := r.count(pod, below)
+	n, failed := r.count(pod, below)
 	if failed == nil {
-		s.add(processes, n)
-		s.add(threads, tasks)
+		s.add(processes, n.Processes)
+		s.add(threads, n.Tasks)
 	}
 	return errors.Join(err, failed)
 }
@@ -96,8 +96,12 @@ func (r *Reader) AddPod(s *Sheet, pod Cgroup, below []Cgroup) error {
 // AddContainer adds what a container's cgroup counts. limited says whether it
 // has a processor limit. What was added before an error stays. ErrNotFound: the
 // cgroup is gone.
-func (r *Reader) AddContainer(s *Sheet, c Cgroup, limited bool) error {
-	return r.collect(c, s, func(c collector) error { return c.container(limited) })
+func (r *Reader) AddContainer(s *Sheet, of Cgroup, limited bool) (n Count, err error) {
+	err = r.collect(of, s, func(c collector) (err error) {
+		n, err = c.container(limited)
+		return err
+	})
+	return n, err
 }
 
 func (r *Reader) collect(of Cgroup, s *Sheet, read func(collector) error) error {
@@ -119,15 +123,19 @@ type collector struct {
 	s *Sheet
 }
 
-func (c collector) container(limited bool) error {
+func (c collector) container(limited bool) (n Count, err error) {
 	if err := c.cpu(); err != nil {
-		return err // ErrNotFound: there is no cgroup
+		return n, err // ErrNotFound: there is no cgroup
 	}
-	parts := []func() error{c.memory, c.memoryEvents, c.pressures, c.pids, c.io, c.hugePages}
+	counted := func() (err error) {
+		n, err = c.pids()
+		return err
+	}
+	parts := []func() error{c.memory, c.memoryEvents, c.pressures, counted, c.io, c.hugePages}
 	if limited {
 		parts = append(parts, c.throttling)
 	}
-	return c.each(parts)
+	return n, c.each(parts)
 }
 
 func (c collector) pod() error {
@@ -311,26 +319,33 @@ func (c collector) pressures() error {
 }
 
 // pids adds threads, processes and what these have open.
-func (c collector) pids() error {
-	if err := c.addNumber(threads, filePids); err != nil {
-		return err
+func (c collector) pids() (n Count, err error) {
+	n.Tasks, err = c.number(c.b, filePids)
+	switch {
+	case err == nil:
+		c.s.add(threads, n.Tasks)
+	case !isGone(err):
+		return n, err
 	}
 	limit, err := c.number(c.b, filePidsLimit)
-	if err == nil {
-		if limit >= unlimited {
-			limit = 0
-		}
+	switch {
+	case err == nil && limit >= unlimited:
+		c.s.add(threadsLimit, 0)
+	case err == nil:
 		c.s.add(threadsLimit, limit)
-	} else if !isGone(err) {
-		return err
+	case !isGone(err):
+		return n, err
 	}
 	data, err := c.read(c.b, fileProcs)
 	if err != nil {
-		return err
+		return n, err
 	}
 	pids := bytes.Fields(data)
-	c.s.add(processes, uint64(len(pids)))
-	var open inventory
+	n.Processes = uint64(len(pids))
+	c.s.add(processes, n.Processes)
+	open := inventories.Get().(*inventory)
+	defer inventories.Put(open)
+	open.reset()
 	for _, pid := range pids {
 		open.add(pid)
 	}
@@ -338,14 +353,12 @@ func (c collector) pids() error {
 	if open.complete() {
 		c.s.add(openSockets, open.sockets)
 	}
-	if len(pids) == 0 {
-		return nil
+	if len(pids) > 0 {
+		if limit, ok := openFilesLimit(pids[0]); ok {
+			c.s.add(softLimits, limit, "max_open_files")
+		}
 	}
-	first := bytes.Clone(pids[0]) // the buffer is read into again
-	if limit, ok := openFilesLimit(c.b, first); ok {
-		c.s.add(softLimits, limit, "max_open_files")
-	}
-	return nil
+	return n, nil
 }
 
 // io adds what went to and from devices.
@@ -368,6 +381,9 @@ func (c collector) io() error {
 	for _, a := range bytesOf {
 		c.blkio(a)
 		c.byOperation(a, fsReadBytes, fsWrittenBytes)
+	}
+	if len(bytesOf) == 0 {
+		return nil // as most: nor has it read or written anything
 	}
 	if data, err = c.read(c.b, fileIOCount); err != nil {
 		return err

@@ -227,8 +227,13 @@ func (s *source) read(b *buffer, f file) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	if s.all.open.Add(1) > s.all.limit {
+	// The list of processes of v1 stays as it was when it was opened.
+	hold := name.controller == "" || f != fileProcs
+	if hold && s.all.open.Add(1) > s.all.limit {
 		s.all.open.Add(-1)
+		hold = false
+	}
+	if !hold {
 		defer unix.Close(fd) // of a file that was only read
 	} else {
 		s.fds[f] = int32(fd) + 1

@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"strconv"
+	"sync"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -20,6 +21,10 @@ type inventory struct {
 	looked         int
 	names          [8 << 10]byte
 }
+
+var inventories = sync.Pool{New: func() any { return new(inventory) }}
+
+func (i *inventory) reset() { i.files, i.sockets, i.looked = 0, 0, 0 }
 
 // complete tells whether all files were looked at, so that sockets is right.
 func (i *inventory) complete() bool { return i.looked <= maxLooked }
@@ -81,7 +86,7 @@ func (i *inventory) one(dir int, name []byte) {
 
 // openFilesLimit is the soft limit of the process's open files; ok is false
 // where there is none or the process has ended.
-func openFilesLimit(b *buffer, pid []byte) (limit uint64, ok bool) {
+func openFilesLimit(pid []byte) (limit uint64, ok bool) {
 	var l unix.Rlimit
 	n, err := strconv.Atoi(string(pid))
 	if err != nil {
@@ -90,12 +95,14 @@ func openFilesLimit(b *buffer, pid []byte) (limit uint64, ok bool) {
 	if unix.Prlimit(n, unix.RLIMIT_NOFILE, nil, &l) == nil {
 		return l.Cur, l.Cur != unix.RLIM_INFINITY
 	}
-	return limitFromProc(b, pid)
+	return limitFromProc(pid)
 }
 
 // limitFromProc is for processes whose limits the kernel does not give: those of
 // other users, without CAP_SYS_RESOURCE. All may read /proc/PID/limits.
-func limitFromProc(b *buffer, pid []byte) (limit uint64, ok bool) {
+func limitFromProc(pid []byte) (limit uint64, ok bool) {
+	b := borrow()
+	defer b.giveBack()
 	data, err := b.read("/proc/" + string(pid) + "/limits")
 	if err != nil {
 		return 0, false

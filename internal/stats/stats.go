@@ -34,10 +34,8 @@ type Usage struct {
 	Memory *runtime.MemoryUsage
 	Swap   *runtime.SwapUsage
 	IO     *runtime.IoUsage // pressure; nil where the kernel has none
-	// Tasks and Processes are counted for a pod only. Tasks are processes and their threads, which a limit on pids counts; 0
-	// without the pids controller. Processes are those of the cgroup and,
-	// where it has none itself, those of the cgroups below it.
-	Tasks, Processes uint64
+	// Count is of a pod only: what is in its cgroup and those below it.
+	Count
 }
 
 // A Reader reads cgroups and network namespaces. Close ends it.
@@ -122,60 +120,66 @@ func (r *Reader) Container(id, cgroup string) (*Usage, error) {
 // A Cgroup is that of a pod or container; ID is the pod's or container's.
 type Cgroup struct{ ID, Path string }
 
+// A Count is how many tasks and processes there are. Tasks are processes and
+// their threads, which a limit on pids counts; 0 without the pids controller.
+type Count struct{ Tasks, Processes uint64 }
+
 // Pod is Container for a pod's cgroup, with its tasks and processes counted.
-// Below are the cgroups of its containers.
-func (r *Reader) Pod(pod Cgroup, below []Cgroup) (*Usage, error) {
+// Below are those of its containers, as Count returns them.
+func (r *Reader) Pod(pod Cgroup, below []Count) (*Usage, error) {
 	u, err := r.Container(pod.ID, pod.Path)
 	if err != nil {
 		return nil, err
 	}
-	if u.Tasks, u.Processes, err = r.count(pod, below); err != nil {
+	if u.Count, err = r.count(pod, below); err != nil {
 		return nil, fmt.Errorf("usage of %s: processes of cgroup %s: %w", pod.ID, pod.Path, err)
 	}
 	return u, nil
 }
 
-// count counts the tasks of a pod, 0 without the pids controller, and its
-// processes. The kernel counts tasks, but only lists processes, cgroup by
-// cgroup. Where those that are known have as many tasks as the pod, they have
-// all its processes; else the whole tree is looked through.
-func (r *Reader) count(pod Cgroup, below []Cgroup) (tasks, processes uint64, err error) {
-	counted := false
-	err = r.look(pod.ID, pod.Path, func(one reading) (err error) {
-		if tasks, counted, err = one.tasks(); err == nil {
-			processes, err = one.ownProcesses()
-		}
+// Count counts what is in a container's cgroup itself; one that is gone has
+// nothing.
+func (r *Reader) Count(c Cgroup) (n Count, err error) {
+	err = r.look(c.ID, c.Path, func(one reading) (err error) {
+		n, _, err = one.count()
 		return err
 	})
 	if err != nil {
-		return 0, 0, err
+		return n, fmt.Errorf("processes of %s: cgroup %s: %w", c.ID, c.Path, err)
 	}
-	known := processes // as tasks: at least one for each
+	return n, nil
+}
+
+// count counts what is in a pod. The kernel counts tasks, but only lists
+// processes, cgroup by cgroup. Where those that are known have as many tasks as
+// the pod, they have all its processes; else the whole tree is looked through.
+func (r *Reader) count(pod Cgroup, below []Count) (n Count, err error) {
+	counted := false
+	err = r.look(pod.ID, pod.Path, func(one reading) (err error) {
+		n, counted, err = one.count()
+		return err
+	})
+	if err != nil {
+		return n, err
+	}
+	known := n.Processes // as tasks: at least one for each
 	for _, c := range below {
-		var n, p uint64
-		err := r.look(c.ID, c.Path, func(one reading) (err error) {
-			if n, _, err = one.tasks(); err == nil {
-				p, err = one.ownProcesses()
-			}
-			return err
-		})
-		if err != nil && !isGone(err) {
-			return 0, 0, err
-		}
-		known, processes = known+n, processes+p
-		if n > 0 && p == 0 {
+		known += c.Tasks
+		n.Processes += c.Processes
+		if c.Tasks > 0 && c.Processes == 0 {
 			counted = false // they are in cgroups below
 		}
 	}
-	if counted && known == tasks {
-		return tasks, processes, nil
+	if counted && known == n.Tasks {
+		return n, nil
 	}
 	controller := r.handles.names[fileProcs].controller
 	if r.handles.cgroups.Dir(controller, pod.Path) == "" {
-		return tasks, processes, nil
+		return n, nil
 	}
 	pids, err := r.handles.cgroups.ProcsIn(controller, pod.Path)
-	return tasks, uint64(len(pids)), err
+	n.Processes = uint64(len(pids))
+	return n, err
 }
 
 // look calls read for the cgroup, and once more where the cgroup is gone: it may

@@ -310,11 +310,11 @@ func BenchmarkContainer(b *testing.B) {
 
 func TestAssemble(t *testing.T) {
 	u := &Usage{
-		CPU:       &runtime.CpuUsage{Timestamp: 9, UsageCoreNanoSeconds: value(1)},
-		Memory:    &runtime.MemoryUsage{UsageBytes: value(2)},
-		Swap:      &runtime.SwapUsage{SwapUsageBytes: value(3)},
-		IO:        &runtime.IoUsage{Timestamp: 4},
-		Processes: 5,
+		CPU:    &runtime.CpuUsage{Timestamp: 9, UsageCoreNanoSeconds: value(1)},
+		Memory: &runtime.MemoryUsage{UsageBytes: value(2)},
+		Swap:   &runtime.SwapUsage{SwapUsageBytes: value(3)},
+		IO:     &runtime.IoUsage{Timestamp: 4},
+		Count:  Count{Processes: 5},
 	}
 	layer := &runtime.FilesystemUsage{UsedBytes: value(6)}
 	a := &runtime.ContainerAttributes{Id: "c"}
@@ -375,7 +375,10 @@ func BenchmarkMetrics(b *testing.B) {
 		name string
 		add  func(*Sheet) error
 	}{
-		{"container", func(s *Sheet) error { return r.AddContainer(s, Cgroup{"c", path}, false) }},
+		{"container", func(s *Sheet) error {
+			_, err := r.AddContainer(s, Cgroup{"c", path}, false)
+			return err
+		}},
 		{"pod", func(s *Sheet) error { return r.AddPod(s, Cgroup{"p", path}, nil) }},
 	} {
 		b.Run(test.name, func(b *testing.B) {
