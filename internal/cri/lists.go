@@ -1,6 +1,13 @@
 package cri
 
 import (
+	"context"
+	goruntime "runtime"
+	"sync"
+	"sync/atomic"
+
+	"github.com/containerd/errdefs"
+	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc"
 	"google.golang.org/protobuf/proto"
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -51,6 +58,38 @@ func (b *batch[T]) all(list []T) error {
 		}
 	}
 	return b.flush()
+}
+
+// sideBySide reads records, as many at once as there are processors, and calls
+// give for each, one after another in any order. What is not found was removed
+// meanwhile and is left out; any other error ends it.
+func sideBySide[R, M any](ctx context.Context, records []R, read func(context.Context, R) (M, error), give func(M) error) error {
+	var next atomic.Int64
+	var giving sync.Mutex // held for each call of give
+	group, ctx := errgroup.WithContext(ctx)
+	one := func(r R) error {
+		m, err := read(ctx, r)
+		if errdefs.IsNotFound(err) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		giving.Lock()
+		defer giving.Unlock()
+		return give(m)
+	}
+	for range min(goruntime.GOMAXPROCS(0), len(records)) {
+		group.Go(func() error {
+			for i := next.Add(1) - 1; i < int64(len(records)) && ctx.Err() == nil; i = next.Add(1) - 1 {
+				if err := one(records[i]); err != nil {
+					return err
+				}
+			}
+			return ctx.Err()
+		})
+	}
+	return group.Wait()
 }
 
 func wireSize[T any](e *entry[T]) int { return len(e.wire) }

@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/containerd/errdefs"
 	gocmp "github.com/google/go-cmp/cmp"
 	"google.golang.org/grpc"
 	"google.golang.org/protobuf/proto"
@@ -271,6 +272,52 @@ func TestBatchOfLargeEntries(t *testing.T) {
 	}
 	if diff := gocmp.Diff([]int{2, 1, 1, 2}, sizes); diff != "" {
 		t.Error(diff)
+	}
+}
+
+// Everything is read and given once; what is gone is left out, what fails ends
+// it.
+func TestSideBySide(t *testing.T) {
+	records := make([]int, 100)
+	for i := range records {
+		records[i] = i
+	}
+	var got []int
+	read := func(_ context.Context, i int) (int, error) {
+		if i%10 == 0 {
+			return 0, fmt.Errorf("%d: %w", i, errdefs.ErrNotFound)
+		}
+		return i, nil
+	}
+	give := func(i int) error {
+		got = append(got, i)
+		return nil
+	}
+	if err := sideBySide(t.Context(), records, read, give); err != nil {
+		t.Fatal(err)
+	}
+	slices.Sort(got)
+	want := slices.DeleteFunc(slices.Clone(records), func(i int) bool { return i%10 == 0 })
+	if diff := gocmp.Diff(want, got); diff != "" {
+		t.Error(diff)
+	}
+	failure := fmt.Errorf("it failed")
+	fails := func(_ context.Context, i int) (int, error) {
+		if i == 50 {
+			return 0, failure
+		}
+		return i, nil
+	}
+	if err := sideBySide(t.Context(), records, fails, give); err != failure {
+		t.Errorf("error %v", err)
+	}
+	if err := sideBySide(t.Context(), records, read, func(int) error { return failure }); err != failure {
+		t.Errorf("error %v", err)
+	}
+	ended, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := sideBySide(ended, records, read, give); err != context.Canceled {
+		t.Errorf("error %v", err)
 	}
 }
 

@@ -3,13 +3,9 @@ package cri
 import (
 	"cmp"
 	"context"
-	goruntime "runtime"
 	"slices"
-	"sync"
-	"sync/atomic"
 
 	"github.com/containerd/errdefs"
-	"golang.org/x/sync/errgroup"
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"berth/internal/record"
@@ -36,8 +32,7 @@ func (s *Server) ListPodSandboxMetrics(ctx context.Context, _ *runtime.ListPodSa
 	return resp, nil
 }
 
-// eachPodMetrics calls give for each pod, one after another. Pods are read side
-// by side, by as many workers as there are processors.
+// eachPodMetrics calls give for each pod, one after another.
 func (s *Server) eachPodMetrics(ctx context.Context, give func(*runtime.PodSandboxMetrics) error) error {
 	running := s.runningBySandbox()
 	boxes := slices.DeleteFunc(s.Store.Sandboxes.List(), func(box *record.Sandbox) bool { return box.State != record.SandboxReady })
@@ -45,27 +40,9 @@ func (s *Server) eachPodMetrics(ctx context.Context, give func(*runtime.PodSandb
 	if err != nil {
 		return err
 	}
-	var next atomic.Int64
-	var giving sync.Mutex // held for each call of give
-	group, ctx := errgroup.WithContext(ctx)
-	for range min(goruntime.GOMAXPROCS(0), len(boxes)) {
-		group.Go(func() error {
-			for i := next.Add(1) - 1; i < int64(len(boxes)); i = next.Add(1) - 1 {
-				one := s.metricsOf(ctx, boxes[i], running[boxes[i].ID], fs)
-				if ctx.Err() != nil {
-					return ctx.Err()
-				}
-				giving.Lock()
-				err := give(one)
-				giving.Unlock()
-				if err != nil {
-					return err
-				}
-			}
-			return nil
-		})
-	}
-	return group.Wait()
+	return sideBySide(ctx, boxes, func(ctx context.Context, box *record.Sandbox) (*runtime.PodSandboxMetrics, error) {
+		return s.metricsOf(ctx, box, running[box.ID], fs), ctx.Err()
+	}, give)
 }
 
 // metricsOf leaves out what cannot be read now: an error in one pod is not to

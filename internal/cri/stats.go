@@ -3,6 +3,7 @@ package cri
 import (
 	"context"
 	"path"
+	"slices"
 	"strings"
 
 	"github.com/containerd/errdefs"
@@ -41,25 +42,14 @@ func (s *Server) ListContainerStats(ctx context.Context, req *runtime.ListContai
 	return resp, nil
 }
 
-// eachContainerStats calls give for each container that a list has.
+// eachContainerStats calls give for each container that a list has, one after
+// another.
 func (s *Server) eachContainerStats(ctx context.Context, filter *runtime.ContainerStatsFilter, give func(*runtime.ContainerStats) error) error {
-	for _, c := range s.Store.Containers.List() {
-		if c.State != record.ContainerRunning && filter.GetId() == "" || !container.Shown(c) ||
-			!selected(c, filter.GetId(), filter.GetPodSandboxId(), filter.GetLabelSelector()) {
-			continue
-		}
-		one, err := s.containerStats(ctx, c)
-		if errdefs.IsNotFound(err) {
-			continue // removed meanwhile
-		}
-		if err != nil {
-			return err
-		}
-		if err := give(one); err != nil {
-			return err
-		}
-	}
-	return nil
+	list := slices.DeleteFunc(s.Store.Containers.List(), func(c *record.Container) bool {
+		return c.State != record.ContainerRunning && filter.GetId() == "" || !container.Shown(c) ||
+			!selected(c, filter.GetId(), filter.GetPodSandboxId(), filter.GetLabelSelector())
+	})
+	return sideBySide(ctx, list, s.containerStats, give)
 }
 
 // containerStats leaves out what cannot be read now: an error in one container
@@ -119,26 +109,16 @@ func (s *Server) ListPodSandboxStats(ctx context.Context, req *runtime.ListPodSa
 	return resp, nil
 }
 
-// eachBoxStats calls give for each sandbox that a list has.
+// eachBoxStats calls give for each sandbox that a list has, one after another.
 func (s *Server) eachBoxStats(ctx context.Context, filter *runtime.PodSandboxStatsFilter, give func(*runtime.PodSandboxStats) error) error {
 	running := s.runningBySandbox()
-	for _, box := range s.Store.Sandboxes.List() {
-		if box.State == record.SandboxCreating || box.State != record.SandboxReady && filter.GetId() == "" ||
-			!strings.HasPrefix(box.ID, filter.GetId()) || !matches(box.Config.GetLabels(), filter.GetLabelSelector()) {
-			continue
-		}
-		one, err := s.boxStats(ctx, box, running[box.ID])
-		if errdefs.IsNotFound(err) {
-			continue // removed meanwhile
-		}
-		if err != nil {
-			return err
-		}
-		if err := give(one); err != nil {
-			return err
-		}
-	}
-	return nil
+	list := slices.DeleteFunc(s.Store.Sandboxes.List(), func(box *record.Sandbox) bool {
+		return box.State == record.SandboxCreating || box.State != record.SandboxReady && filter.GetId() == "" ||
+			!strings.HasPrefix(box.ID, filter.GetId()) || !matches(box.Config.GetLabels(), filter.GetLabelSelector())
+	})
+	return sideBySide(ctx, list, func(ctx context.Context, box *record.Sandbox) (*runtime.PodSandboxStats, error) {
+		return s.boxStats(ctx, box, running[box.ID])
+	}, give)
 }
 
 // runningBySandbox are the containers that run.
