@@ -154,20 +154,33 @@ func (r reading) unifiedSwap(m *memory) error {
 	return err
 }
 
-// count counts tasks, and the processes of the cgroup itself, without those
-// below; counted is false where the kernel does not count tasks.
-func (r reading) count() (n Count, counted bool, err error) {
-	n.Tasks, err = r.number(r.b, filePids)
-	if err != nil && !isGone(err) {
-		return n, false, err
+// tasks counts the tasks of the cgroup and those below; counted is false where
+// the kernel does not.
+func (r reading) tasks() (n uint64, counted bool, err error) {
+	n, err = r.number(r.b, filePids)
+	if isGone(err) {
+		return 0, false, nil
 	}
-	counted = err == nil
+	return n, err == nil, err
+}
+
+// count counts tasks, and the processes of the cgroup itself, without those
+// below. One task, as most have, is one process.
+func (r reading) count() (n Count, err error) {
+	counted := false
+	if n.Tasks, counted, err = r.tasks(); err != nil {
+		return n, err
+	}
+	if counted && n.Tasks <= 1 {
+		n.Processes = n.Tasks
+		return n, nil
+	}
 	data, err := r.read(r.b, fileProcs)
 	if err != nil && !isGone(err) {
-		return n, false, err
+		return n, err
 	}
 	n.Processes = uint64(bytes.Count(data, []byte{'\n'}))
-	return n, counted, nil
+	return n, nil
 }
 
 // pressure reads the pressure on one of processor, memory and I/O; ok is false

@@ -320,12 +320,12 @@ func (c collector) pressures() error {
 
 // pids adds threads, processes and what these have open.
 func (c collector) pids() (n Count, err error) {
-	n.Tasks, err = c.number(c.b, filePids)
-	switch {
-	case err == nil:
-		c.s.add(threads, n.Tasks)
-	case !isGone(err):
+	counted := false
+	if n.Tasks, counted, err = c.tasks(); err != nil {
 		return n, err
+	}
+	if counted {
+		c.s.add(threads, n.Tasks)
 	}
 	limit, err := c.number(c.b, filePidsLimit)
 	switch {

@@ -141,7 +141,7 @@ func (r *Reader) Pod(pod Cgroup, below []Count) (*Usage, error) {
 // nothing.
 func (r *Reader) Count(c Cgroup) (n Count, err error) {
 	err = r.look(c.ID, c.Path, func(one reading) (err error) {
-		n, _, err = one.count()
+		n, err = one.count()
 		return err
 	})
 	if err != nil {
@@ -151,27 +151,27 @@ func (r *Reader) Count(c Cgroup) (n Count, err error) {
 }
 
 // count counts what is in a pod. The kernel counts tasks, but only lists
-// processes, cgroup by cgroup. Where those that are known have as many tasks as
-// the pod, they have all its processes; else the whole tree is looked through.
+// processes, cgroup by cgroup. Where the containers have all the pod's tasks,
+// they have all its processes; else the whole tree is looked through.
 func (r *Reader) count(pod Cgroup, below []Count) (n Count, err error) {
 	counted := false
 	err = r.look(pod.ID, pod.Path, func(one reading) (err error) {
-		n, counted, err = one.count()
+		n.Tasks, counted, err = one.tasks()
 		return err
 	})
 	if err != nil {
 		return n, err
 	}
-	known := n.Processes // as tasks: at least one for each
+	var known Count
 	for _, c := range below {
-		known += c.Tasks
-		n.Processes += c.Processes
+		known.Tasks += c.Tasks
+		known.Processes += c.Processes
 		if c.Tasks > 0 && c.Processes == 0 {
 			counted = false // they are in cgroups below
 		}
 	}
-	if counted && known == n.Tasks {
-		return n, nil
+	if counted && known.Tasks == n.Tasks {
+		return known, nil
 	}
 	controller := r.handles.names[fileProcs].controller
 	if r.handles.cgroups.Dir(controller, pod.Path) == "" {
