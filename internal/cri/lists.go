@@ -157,15 +157,3 @@ func (s *Server) StreamPodSandboxStats(req *runtime.StreamPodSandboxStatsRequest
 	}
 	return b.flush()
 }
-
-// StreamPodSandboxMetrics implements the CRI. What is read is sent on before all
-// is.
-func (s *Server) StreamPodSandboxMetrics(_ *runtime.StreamPodSandboxMetricsRequest, stream grpc.ServerStreamingServer[runtime.StreamPodSandboxMetricsResponse]) error {
-	b := batch[*runtime.PodSandboxMetrics]{size: func(p *runtime.PodSandboxMetrics) int { return proto.Size(p) }, send: func(part []*runtime.PodSandboxMetrics) error {
-		return stream.Send(&runtime.StreamPodSandboxMetricsResponse{PodSandboxMetrics: part})
-	}}
-	if err := s.eachPodMetrics(stream.Context(), b.add); err != nil {
-		return err
-	}
-	return b.flush()
-}

@@ -13,6 +13,7 @@ import (
 	"github.com/containerd/errdefs"
 	gocmp "github.com/google/go-cmp/cmp"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/encoding"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/testing/protocmp"
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -193,6 +194,8 @@ func TestListedField(t *testing.T) {
 	}
 	checkListed(t, "containers", &runtime.StreamContainersResponse{})
 	checkListed(t, "pod_sandboxes", &runtime.StreamPodSandboxesResponse{})
+	checkListed(t, "pod_metrics", &runtime.ListPodSandboxMetricsResponse{})
+	checkListed(t, "pod_sandbox_metrics", &runtime.StreamPodSandboxMetricsResponse{})
 }
 
 func checkListed(t *testing.T, name string, m proto.Message) {
@@ -318,6 +321,41 @@ func TestSideBySide(t *testing.T) {
 	cancel()
 	if err := sideBySide(ended, records, read, give); err != context.Canceled {
 		t.Errorf("error %v", err)
+	}
+}
+
+// Whatever a message has in it, a client gets all of it.
+func TestCodec(t *testing.T) {
+	plain := &runtime.ListContainersResponse{Containers: []*runtime.Container{{Id: "a"}}}
+	wire, err := proto.Marshal(plain)
+	if err != nil {
+		t.Fatal(err)
+	}
+	all, both := new(runtime.ListContainersResponse), proto.Clone(plain)
+	all.ProtoReflect().SetUnknown(wire)
+	both.ProtoReflect().SetUnknown(wire)
+	c := codec{encoding.GetCodecV2("proto")}
+	for want, m := range map[int]proto.Message{0: new(runtime.ListContainersResponse), 1: plain, 2: both} {
+		checkCodec(t, c, m, want)
+	}
+	checkCodec(t, c, all, 1)
+	if data, err := c.Marshal(all); err != nil || &data[0].ReadOnlyData()[0] != &wire[0] {
+		t.Errorf("it was copied: %v", err)
+	}
+}
+
+func checkCodec(t *testing.T, c encoding.CodecV2, m proto.Message, want int) {
+	t.Helper()
+	data, err := c.Marshal(m)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := new(runtime.ListContainersResponse)
+	if err := c.Unmarshal(data, got); err != nil {
+		t.Fatal(err)
+	}
+	if len(got.Containers) != want {
+		t.Errorf("%v became %v", m, got)
 	}
 }
 

@@ -16,10 +16,15 @@ import (
 	"berth/internal/sandbox"
 )
 
-// listed is the number of the field that holds the entries of a list, in
-// ListContainersResponse, StreamContainersResponse, ListPodSandboxResponse and
-// StreamPodSandboxesResponse; a test compares.
+// listed is the number of the field that holds the entries of a list, in all
+// responses that are put together from encoded entries; a test compares.
 const listed = 1
+
+// appendListed appends an encoded entry.
+func appendListed(b, entry []byte) []byte {
+	b = protowire.AppendVarint(protowire.AppendTag(b, listed, protowire.BytesType), uint64(len(entry)))
+	return append(b, entry...)
+}
 
 // An entry is a record's message as a list sends it, made once for each
 // version of the record: kubelets list everything every second, and little
@@ -88,8 +93,8 @@ func (p *prepared[T]) forget(all []*T) {
 	p.byID = left
 }
 
-// fill makes m, a response, hold the entries: what protobuf does not know yet
-// it sends as it is.
+// fill makes m, a response, hold the entries: what protobuf does not know it
+// sends as it is.
 func fill[T any](m protoreflect.ProtoMessage, list []*entry[T]) {
 	size := 0
 	for _, e := range list {

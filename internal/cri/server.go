@@ -6,11 +6,14 @@ import (
 	"log/slog"
 	"path"
 	"runtime/debug"
+	"sync/atomic"
 	"time"
 
 	"github.com/containerd/errdefs/pkg/errgrpc"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/encoding"
+	"google.golang.org/grpc/encoding/proto"
 	"google.golang.org/grpc/status"
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 
@@ -79,6 +82,8 @@ type Server struct {
 	Options
 	containers *prepared[record.Container]
 	sandboxes  *prepared[record.Sandbox]
+	// metricBytes is the size of the last list of metrics.
+	metricBytes atomic.Int64
 }
 
 // New returns a Server.
@@ -94,6 +99,7 @@ func Register(o Options) *grpc.Server {
 		// A list of a full node takes megabytes: few large writes, from memory
 		// that is only held meanwhile.
 		grpc.WriteBufferSize(writeBuffer), grpc.SharedWriteBuffer(true),
+		grpc.ForceServerCodecV2(codec{encoding.GetCodecV2(proto.Name)}),
 		grpc.UnaryInterceptor(s.unary), grpc.StreamInterceptor(s.stream),
 	)
 	runtime.RegisterRuntimeServiceServer(g, s)

@@ -232,7 +232,9 @@ type Sheet struct {
 
 // Numbers of fields in the CRI's messages, which a test compares.
 const (
-	fieldMetrics = 2 // of PodSandboxMetrics and ContainerMetrics
+	fieldID         = 1 // of PodSandboxMetrics and ContainerMetrics
+	fieldMetrics    = 2
+	fieldContainers = 3 // of PodSandboxMetrics
 
 	fieldName      = 1 // of Metric
 	fieldTimestamp = 2
@@ -243,31 +245,28 @@ const (
 	fieldNumber = 1 // of UInt64Value
 )
 
-// The usual numbers of metrics, for memory that is taken at once.
-const (
-	usualOfPod       = 32
-	usualOfContainer = 56
-)
-
-// NewSheet returns an empty Sheet.
-func NewSheet(l Labels) *Sheet {
-	s := &Sheet{base: make([]byte, 0, 512)}
+// Begin empties the sheet for the metrics of another pod or container. Its
+// memory is used again.
+func (s *Sheet) Begin(l Labels) {
+	s.base, s.list = s.base[:0], s.list[:0]
 	for _, v := range []string{l.Cgroup, l.ID, l.Image, l.Pod, l.Namespace, l.Container} {
 		s.base = appendText(s.base, fieldLabel, strings.ToValidUTF8(v, "\uFFFD"))
 	}
-	usual := usualOfContainer
-	if l.Container == "" {
-		usual = usualOfPod
-	}
-	s.list = make([]byte, 0, usual*(len(s.base)+64))
-	return s
 }
 
-// Pod puts what was collected into the message.
-func (s *Sheet) Pod(m *runtime.PodSandboxMetrics) { m.ProtoReflect().SetUnknown(s.list) }
+// AppendContainer appends what was collected as an entry of container_metrics.
+func (s *Sheet) AppendContainer(b []byte, id string) []byte {
+	size := protowire.SizeTag(fieldID) + protowire.SizeBytes(len(id)) + len(s.list)
+	b = protowire.AppendVarint(protowire.AppendTag(b, fieldContainers, protowire.BytesType), uint64(size))
+	return append(appendText(b, fieldID, id), s.list...)
+}
 
-// Container puts what was collected into the message.
-func (s *Sheet) Container(m *runtime.ContainerMetrics) { m.ProtoReflect().SetUnknown(s.list) }
+// AppendPod appends a PodSandboxMetrics of what was collected, and of the
+// containers that were appended to containers.
+func (s *Sheet) AppendPod(b []byte, id string, containers []byte) []byte {
+	b = append(appendText(b, fieldID, id), s.list...)
+	return append(b, containers...)
+}
 
 // mark and reset drop what was added in between.
 func (s *Sheet) mark() int { return len(s.list) }

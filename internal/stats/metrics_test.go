@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
+	"google.golang.org/protobuf/testing/protocmp"
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"berth/internal/host"
@@ -27,16 +28,15 @@ var update = flag.Bool("update", false, "write the golden files")
 // sent is the sheet's metrics as a client gets them.
 func sent(t testing.TB, s *Sheet) []*runtime.Metric {
 	t.Helper()
-	m := &runtime.ContainerMetrics{ContainerId: "c"}
-	s.Container(m)
-	wire, err := proto.Marshal(m)
-	must(t, err)
-	got := new(runtime.ContainerMetrics)
-	must(t, proto.Unmarshal(wire, got))
-	if got.ContainerId != "c" || len(got.ProtoReflect().GetUnknown()) > 0 {
-		t.Errorf("sent as %v", got)
+	got := new(runtime.PodSandboxMetrics)
+	must(t, proto.Unmarshal(s.AppendPod(nil, "p", s.AppendContainer(s.AppendContainer(nil, "c"), "d")), got))
+	if got.PodSandboxId != "p" || len(got.ContainerMetrics) != 2 || got.ContainerMetrics[1].ContainerId != "d" || len(got.ProtoReflect().GetUnknown()) > 0 {
+		t.Fatalf("sent as %v", got)
 	}
-	return got.Metrics
+	if diff := cmp.Diff(got.Metrics, got.ContainerMetrics[0].Metrics, protocmp.Transform()); diff != "" {
+		t.Error(diff)
+	}
+	return got.ContainerMetrics[1].Metrics
 }
 
 // metricsText has a line for each metric, and wants each to be as described.
@@ -70,7 +70,11 @@ func metricsText(t testing.TB, s *Sheet) string {
 }
 
 func newSheet() *Sheet {
-	return NewSheet(Labels{Cgroup: "/pod/c", ID: "c", Image: "image", Pod: "pod", Namespace: "ns", Container: "name"})
+	s := new(Sheet)
+	s.Begin(Labels{ID: "another"})
+	s.add(lastSeen, 1)
+	s.Begin(Labels{Cgroup: "/pod/c", ID: "c", Image: "image", Pod: "pod", Namespace: "ns", Container: "name"})
+	return s
 }
 
 func golden(t *testing.T, name, have string) {
@@ -190,8 +194,8 @@ func TestFieldNumbers(t *testing.T) {
 	}{
 		{&runtime.Metric{}, map[string]protoreflect.FieldNumber{"name": fieldName, "timestamp": fieldTimestamp, "metric_type": fieldType, "label_values": fieldLabel, "value": fieldValue}},
 		{&runtime.UInt64Value{}, map[string]protoreflect.FieldNumber{"value": fieldNumber}},
-		{&runtime.PodSandboxMetrics{}, map[string]protoreflect.FieldNumber{"metrics": fieldMetrics}},
-		{&runtime.ContainerMetrics{}, map[string]protoreflect.FieldNumber{"metrics": fieldMetrics}},
+		{&runtime.PodSandboxMetrics{}, map[string]protoreflect.FieldNumber{"pod_sandbox_id": fieldID, "metrics": fieldMetrics, "container_metrics": fieldContainers}},
+		{&runtime.ContainerMetrics{}, map[string]protoreflect.FieldNumber{"container_id": fieldID, "metrics": fieldMetrics}},
 	} {
 		for name, number := range test.fields {
 			if f := test.m.ProtoReflect().Descriptor().Fields().ByName(protoreflect.Name(name)); f == nil || f.Number() != number {
@@ -203,7 +207,8 @@ func TestFieldNumbers(t *testing.T) {
 
 // What a name holds that is no UTF-8 makes no response invalid.
 func TestLabelsThatAreNoText(t *testing.T) {
-	s := NewSheet(Labels{ID: "\xff", Container: "c"})
+	s := new(Sheet)
+	s.Begin(Labels{ID: "\xff", Container: "c"})
 	s.add(lastSeen, 1)
 	if m := sent(t, s); len(m) != 1 || m[0].LabelValues[1] != "\uFFFD" {
 		t.Errorf("%v", m)

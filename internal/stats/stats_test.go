@@ -382,10 +382,12 @@ func BenchmarkMetrics(b *testing.B) {
 		{"pod", func(s *Sheet) error { return r.AddPod(s, Cgroup{"p", path}, nil) }},
 	} {
 		b.Run(test.name, func(b *testing.B) {
+			sheet := new(Sheet)
 			b.ReportAllocs()
 			defer reportCPU(b)()
 			for b.Loop() {
-				if err := test.add(NewSheet(Labels{ID: "c"})); err != nil {
+				sheet.Begin(Labels{ID: "c"})
+				if err := test.add(sheet); err != nil {
 					b.Fatal(err)
 				}
 			}
