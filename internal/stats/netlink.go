@@ -17,7 +17,7 @@ import (
 // outside: the kernel answers for another namespace than the socket's own if
 // it is told its number there (IFLA_TARGET_NETNSID), so that one socket serves
 // all pods, no thread enters a namespace, and nothing held keeps one alive. A
-// kernel that refuses (before Linux 4.20) is asked from a thread inside.
+// kernel that refuses is asked from a thread inside.
 type links struct {
 	mu     sync.Mutex // guards what follows; held for the few microseconds of a question
 	socket *netlinkSocket
@@ -85,9 +85,11 @@ func (l *links) ask(path string) ([]link, error) {
 		delete(l.known, path)
 		return nil, fmt.Errorf("namespace %s: another one has taken its place: %w", path, errdefs.ErrNotFound)
 	}
-	if errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EINVAL) {
-		l.inside = true
-		err = errRefused
+	for _, refusal := range []error{errRefused, unix.EOPNOTSUPP, unix.EINVAL, unix.EPERM, unix.EACCES} {
+		if errors.Is(err, refusal) {
+			l.inside = true
+			err = errRefused
+		}
 	}
 	if err != nil {
 		delete(l.known, path)
@@ -203,6 +205,9 @@ func (s *netlinkSocket) linksOf(number int32) (all []link, err error) {
 			return nil
 		}
 		l, err := parseLink(data)
+		if err == nil && l.target != number {
+			err = errRefused // these are the links of the socket's own namespace
+		}
 		all = append(all, l)
 		return err
 	})

@@ -51,6 +51,9 @@ type link struct {
 	index, flags   uint32
 	name           string
 	received, sent traffic
+	// target is the number of the namespace that was asked for, which a kernel
+	// that knows of it repeats.
+	target int32
 }
 
 type traffic struct{ bytes, packets, errors, dropped uint64 }
@@ -73,11 +76,16 @@ func parseLink(data []byte) (l link, err error) {
 	if len(data) < unix.SizeofIfInfomsg {
 		return l, fmt.Errorf("netlink: an interface in %d bytes", len(data))
 	}
+	l.target = ownNamespace
 	l.index, l.flags = binary.NativeEndian.Uint32(data[4:]), binary.NativeEndian.Uint32(data[8:])
 	err = attributes(data[unix.SizeofIfInfomsg:], func(kind uint16, value []byte) {
 		switch kind {
 		case unix.IFLA_IFNAME:
 			l.name = strings.ToValidUTF8(strings.TrimRight(string(value), "\x00"), "\uFFFD")
+		case unix.IFLA_TARGET_NETNSID:
+			if len(value) >= 4 {
+				l.target = int32(binary.NativeEndian.Uint32(value))
+			}
 		case unix.IFLA_STATS64:
 			l.setCounters(value)
 		}
