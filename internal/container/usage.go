@@ -98,11 +98,12 @@ func (s *Service) LayerUsage(ctx context.Context, c *record.Container) (Usage, e
 	return Usage{}, fmt.Errorf("container %s: removed meanwhile: %w", c.ID, errdefs.ErrNotFound)
 }
 
-// LastLayerUsage is LayerUsage for callers that would rather have an old figure
-// than wait for a walk. The walks that bring new ones begin, one after another.
-func (s *Service) LastLayerUsage(ctx context.Context, c *record.Container) (Usage, error) {
+// LastLayerUsage is LayerUsage for callers that would rather have an older
+// figure, up to age, than wait for a walk. Where it is older than usageAge the
+// walk that brings a new one begins, one after another.
+func (s *Service) LastLayerUsage(ctx context.Context, c *record.Container, age time.Duration) (Usage, error) {
 	have, ok := s.usage.get(c.ID)
-	if !ok {
+	if !ok || time.Since(have.At) >= age {
 		return s.LayerUsage(ctx, c)
 	}
 	if time.Since(have.At) >= usageAge {

@@ -140,7 +140,7 @@ func (s *Server) collectContainer(ctx context.Context, sheet *stats.Sheet, box *
 		s.Log.Debug("metrics without some of the cgroup's", "container", c.ID, "err", err)
 	}
 	sheet.AddSpec(stats.Spec{Created: c.CreatedAt, Started: c.StartedAt, Resources: resources})
-	layer, err := s.Containers.LastLayerUsage(ctx, c)
+	layer, err := s.Containers.LastLayerUsage(ctx, c, layerAgeMetric)
 	if errdefs.IsNotFound(err) {
 		return n, false
 	}

@@ -5,6 +5,7 @@ import (
 	"path"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/containerd/errdefs"
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -13,6 +14,15 @@ import (
 	"berth/internal/record"
 	"berth/internal/spec"
 	"berth/internal/stats"
+)
+
+// How old the size of a writable layer may be, in statistics and in metrics.
+// Kubelets ask for statistics every ten seconds and would wait each time for
+// files to be walked; so they get what the walk that they began the last time has
+// found. It bears its time.
+const (
+	layerAge       = 20 * time.Second
+	layerAgeMetric = 2 * time.Minute
 )
 
 // ContainerStats implements the CRI.
@@ -63,7 +73,7 @@ func (s *Server) containerStats(ctx context.Context, c *record.Container) (*runt
 		}
 	}
 	var fs *runtime.FilesystemUsage
-	layer, err := s.Containers.LayerUsage(ctx, c)
+	layer, err := s.Containers.LastLayerUsage(ctx, c, layerAge)
 	switch {
 	case errdefs.IsNotFound(err):
 		return nil, err
