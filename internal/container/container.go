@@ -140,6 +140,7 @@ type Service struct {
 	flights *steps.Flights[string]
 	users   userFiles
 	usage   layerUsage
+	walks   walkList
 
 	// base ends what is under way at Close.
 	base   context.Context

@@ -55,6 +55,7 @@ type parts struct {
 	store      *record.Store
 	steps      *steps.Runner
 	cgroups    *host.Cgroups
+	stats      *stats.Reader
 	kernel     spec.Kernel
 	engine     *engine.Engine
 	images     *image.Store
@@ -170,6 +171,8 @@ func (p *parts) readMachine(context.Context) (err error) {
 		return err
 	}
 	p.later(p.cgroups.Close)
+	p.stats = stats.New(p.cgroups, p.hasRecord)
+	p.later(p.stats.Close)
 	if p.kernel, err = spec.ReadKernel(); err != nil {
 		return err
 	}
@@ -321,7 +324,7 @@ func (p *parts) startStreams(context.Context) (err error) {
 func (p *parts) criOptions() cri.Options {
 	return cri.Options{
 		Sandboxes: p.sandboxes, Containers: p.containers, Images: p.images, Network: p.network, Engine: p.engine,
-		Store: p.store, Stats: stats.New(p.cgroups, p.hasRecord), Cgroups: p.cgroups, Streams: p.streams, Events: p.events,
+		Store: p.store, Stats: p.stats, Cgroups: p.cgroups, Streams: p.streams, Events: p.events,
 		Metrics: p.metrics, Paths: p.paths, Kernel: p.kernel, Handlers: p.handlerNames(), FSPath: p.fsPath(),
 		Config: p.Config, Log: p.Log,
 	}

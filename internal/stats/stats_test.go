@@ -124,7 +124,7 @@ tasks=0 processes=0
 	} {
 		t.Run(test.name+test.cgroup, func(t *testing.T) {
 			r := New(machine(t, test.mounts, "testdata/"+test.name), always)
-			u, err := r.Pod("id", test.cgroup)
+			u, err := r.Pod(Cgroup{"id", test.cgroup}, nil)
 			must(t, err)
 			if diff := cmp.Diff(normal(test.want), normal(usageText(u))); diff != "" {
 				t.Error(diff)
@@ -156,7 +156,7 @@ func TestDamagedFiles(t *testing.T) {
 		t.Run(test.file, func(t *testing.T) {
 			c := machine(t, v2Mounts, "testdata/v2")
 			write(t, filepath.Join(c.Dir("", "/pod/c"), test.file), test.content)
-			if u, err := New(c, always).Pod("id", "/pod/c"); err == nil || errdefs.IsNotFound(err) {
+			if u, err := New(c, always).Pod(Cgroup{"id", "/pod/c"}, nil); err == nil || errdefs.IsNotFound(err) {
 				t.Errorf("usage %v, error %v", u, err)
 			}
 		})
@@ -272,7 +272,7 @@ func TestRealCgroup(t *testing.T) {
 		if time.Now().After(deadline) {
 			t.Fatalf("no rate: %v", second.CPU)
 		}
-		second, err = r.Pod("id", path)
+		second, err = r.Pod(Cgroup{"id", path}, nil)
 		must(t, err)
 	}
 	if cores := second.CPU.UsageNanoCores.Value; cores > 1_100_000_000 {
@@ -310,11 +310,11 @@ func BenchmarkContainer(b *testing.B) {
 
 func TestAssemble(t *testing.T) {
 	u := &Usage{
-		CPU:       &runtime.CpuUsage{Timestamp: 9, UsageCoreNanoSeconds: value(1)},
-		Memory:    &runtime.MemoryUsage{UsageBytes: value(2)},
-		Swap:      &runtime.SwapUsage{SwapUsageBytes: value(3)},
-		IO:        &runtime.IoUsage{Timestamp: 4},
-		Processes: 5,
+		CPU:    &runtime.CpuUsage{Timestamp: 9, UsageCoreNanoSeconds: value(1)},
+		Memory: &runtime.MemoryUsage{UsageBytes: value(2)},
+		Swap:   &runtime.SwapUsage{SwapUsageBytes: value(3)},
+		IO:     &runtime.IoUsage{Timestamp: 4},
+		Count:  Count{Processes: 5},
 	}
 	layer := &runtime.FilesystemUsage{UsedBytes: value(6)}
 	a := &runtime.ContainerAttributes{Id: "c"}
@@ -337,7 +337,7 @@ func FuzzPressure(f *testing.F) {
 	f.Add("some avg10=0.00 avg60=0.00 avg300=0.00 total=0\nfull avg10=1.5 avg60=0.00 avg300=0.00 total=9\n")
 	f.Add("some total=\n")
 	f.Fuzz(func(t *testing.T, text string) {
-		if psi, err := parsePressure([]byte(text)); (psi == nil) == (err == nil) {
+		if psi, err := parsePressure([]byte(text)); err != nil && psi != (pressure{}) {
 			t.Errorf("%v and %v", psi, err)
 		}
 	})
@@ -365,4 +365,32 @@ func reportCPU(b *testing.B) func() {
 	}
 	before := used()
 	return func() { b.ReportMetric(float64(used()-before)/float64(b.N), "cpu-ns/op") }
+}
+
+func BenchmarkMetrics(b *testing.B) {
+	c, path := busy(b, "sleep 1000")
+	r := New(c, always)
+	defer func() { must(b, r.Close()) }()
+	for _, test := range []struct {
+		name string
+		add  func(*Sheet) error
+	}{
+		{"container", func(s *Sheet) error {
+			_, err := r.AddContainer(s, Cgroup{"c", path}, false)
+			return err
+		}},
+		{"pod", func(s *Sheet) error { return r.AddPod(s, Cgroup{"p", path}, nil) }},
+	} {
+		b.Run(test.name, func(b *testing.B) {
+			sheet := new(Sheet)
+			b.ReportAllocs()
+			defer reportCPU(b)()
+			for b.Loop() {
+				sheet.Begin(Labels{ID: "c"})
+				if err := test.add(sheet); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
+	}
 }

@@ -104,7 +104,7 @@ func TestUnimplementedNamesItself(t *testing.T) {
 	each(t, func(t *testing.T, c *testkit.Client) {
 		_, err := c.CheckpointContainer(t.Context(), &cri.CheckpointContainerRequest{ContainerId: "x"})
 		testkit.WantCode(t, err, codes.Unimplemented, "CheckpointContainer")
-		_, err = c.ListMetricDescriptors(t.Context(), &cri.ListMetricDescriptorsRequest{})
-		testkit.WantCode(t, err, codes.Unimplemented, "ListMetricDescriptors")
+		_, err = c.CheckpointPod(t.Context(), &cri.CheckpointPodRequest{PodSandboxId: "x"})
+		testkit.WantCode(t, err, codes.Unimplemented, "CheckpointPod")
 	})
 }
