@@ -87,6 +87,9 @@ func TestSandboxHasNoProcess(t *testing.T) {
 	each(t, func(t *testing.T, c *testkit.Client) {
 		p := c.Pod(t)
 		dirs, err := filepath.Glob("/sys/fs/cgroup/*" + p.Config.Linux.CgroupParent)
+		if testkit.CgroupV2() {
+			dirs = []string{testkit.CgroupFile("", p.Config.Linux.CgroupParent, "")}
+		}
 		if err != nil || len(dirs) == 0 {
 			t.Fatalf("no cgroup %s: %v", p.Config.Linux.CgroupParent, err)
 		}
