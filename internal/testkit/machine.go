@@ -2,9 +2,11 @@ package testkit
 
 import (
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
+	"testing"
 	"time"
 
 	"berth/internal/host"
@@ -76,4 +78,24 @@ func CgroupFile(controller, cgroup, file string) string {
 		controller = ""
 	}
 	return filepath.Join(cgroupRoot, controller, cgroup, file)
+}
+
+// MakeCgroup makes a cgroup as a kubelet does that has it before the pod, on v1
+// in one hierarchy. It is removed when the test ends.
+func MakeCgroup(t testing.TB, controller, cgroup string) {
+	t.Helper()
+	dir, slice := CgroupFile(controller, cgroup, ""), filepath.Base(cgroup)
+	begin, end := func() error { return os.MkdirAll(dir, 0o755) }, func() error { return removeCgroups(cgroup) }
+	if Systemd() {
+		begin = func() error { return exec.Command("systemctl", "start", slice).Run() }
+		end = func() error { return exec.Command("systemctl", "stop", slice).Run() }
+	}
+	if err := begin(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := end(); err != nil {
+			t.Error(err)
+		}
+	})
 }

@@ -60,9 +60,7 @@ func TestPodResources(t *testing.T) {
 		}
 		there := func(c *cri.PodSandboxConfig) {
 			set(c)
-			if err := os.MkdirAll(testkit.CgroupFile("cpu", c.Linux.CgroupParent, ""), 0o755); err != nil {
-				t.Fatal(err)
-			}
+			testkit.MakeCgroup(t, "cpu", c.Linux.CgroupParent)
 		}
 		for _, tc := range []struct {
 			set  func(*cri.PodSandboxConfig)

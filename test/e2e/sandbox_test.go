@@ -514,9 +514,7 @@ func TestCgroupParentOfTheKubelet(t *testing.T) {
 	each(t, func(t *testing.T, c *testkit.Client) {
 		config := c.PodConfig(t.Name())
 		parent := testkit.CgroupFile("memory", config.Linux.CgroupParent, "")
-		if err := os.MkdirAll(parent, 0o755); err != nil {
-			t.Fatal(err)
-		}
+		testkit.MakeCgroup(t, "memory", config.Linux.CgroupParent)
 		p, err := c.RunPod(t.Context(), config)
 		if err != nil {
 			t.Fatal(err)
@@ -530,18 +528,6 @@ func TestCgroupParentOfTheKubelet(t *testing.T) {
 		}
 		if left, err := filepath.Glob(parent + "/*/cgroup.procs"); err != nil || len(left) > 0 {
 			t.Errorf("left: %q, %v", left, err)
-		}
-		all, err := filepath.Glob("/sys/fs/cgroup/*" + config.Linux.CgroupParent)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if testkit.CgroupV2() {
-			all = []string{parent}
-		}
-		for _, dir := range all {
-			if err := os.Remove(dir); err != nil {
-				t.Error(err)
-			}
 		}
 	})
 }
