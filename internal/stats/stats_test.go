@@ -226,7 +226,13 @@ func busy(t testing.TB, script string) (*host.Cgroups, string) {
 	c, err := host.NewCgroups(host.CgroupfsDriver)
 	must(t, err)
 	path := fmt.Sprintf("/berth-stats-test-%d-%d", os.Getpid(), count.Add(1))
-	must(t, c.Ensure(path))
+	if c.Version() == 2 { // one that is made ready for others below it holds no process
+		must(t, c.Ensure(path+"/below"))
+		must(t, c.Remove(path))
+		must(t, os.Mkdir(c.Dir("", path), 0o755))
+	} else {
+		must(t, c.Ensure(path))
+	}
 	var files []string
 	for _, controller := range append(c.Controllers(), "", "name=systemd") {
 		if dir := c.Dir(controller, path); dir != "" {

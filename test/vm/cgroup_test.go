@@ -17,7 +17,7 @@ func resources(r *cri.LinuxContainerResources) func(*cri.ContainerConfig) {
 	return func(c *cri.ContainerConfig) { c.Linux.Resources = r }
 }
 
-// files wants a cgroup's files to hold what is said, "-" for any.
+// files wants a cgroup's files to hold what is said.
 func files(t *testing.T, cgroup string, want map[string]string) {
 	t.Helper()
 	for file, value := range want {
@@ -57,9 +57,12 @@ func TestCgroupFiles(t *testing.T) {
 		"memory.high": "max", "pids.max": "77", "hugetlb.2MB.max": "4194304",
 	}
 	files(t, ctr.Cgroup(), updated)
+	plain := p.Container(t, busybox, []string{"sleep", "1000"}, resources(&cri.LinuxContainerResources{MemoryLimitInBytes: 64 << 20}))
+	files(t, plain.Cgroup(), map[string]string{"memory.max": "67108864", "memory.swap.max": "0"})
 	// What systemd does not know of must not be lost when it looks again.
 	mustSystemctl(t, "daemon-reload")
 	files(t, ctr.Cgroup(), updated)
+	files(t, plain.Cgroup(), map[string]string{"memory.max": "67108864", "memory.swap.max": "0"})
 }
 
 // Without a limit that is hit there is little pressure; a quota makes it.
