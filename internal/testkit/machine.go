@@ -12,17 +12,15 @@ import (
 	"berth/internal/host"
 )
 
-// What the environment says of the machine that tests run on; see
-// test/vm/README.md.
+// What the environment says of the machine; see test/vm/README.md.
 const (
 	ownMachineEnv = "BERTH_TEST_OWN_MACHINE"
 	driverEnv     = "BERTH_TEST_CGROUP_DRIVER"
 	slowEnv       = "BERTH_TEST_SLOW"
 )
 
-// OwnMachine tells whether the machine is there for this test alone, a virtual
-// one: then tests run in its own namespaces, as a daemon does, where systemd
-// is to be reached and knows processes by their numbers.
+// OwnMachine tells whether the machine is there for this test alone: then tests
+// run in its own namespaces, where systemd knows processes by their numbers.
 func OwnMachine() bool { return os.Getenv(ownMachineEnv) != "" }
 
 // Systemd tells whether daemons under test have systemd make their cgroups. It

@@ -86,6 +86,34 @@ func TestUnit(t *testing.T) {
 				return ""
 			})
 		}},
+		{"stuck, the watchdog looks", func(t *testing.T) {
+			// A stopped process is one that hangs. The interval is shorter here.
+			if property(t, "WatchdogUSec") == "0" {
+				t.Fatal("the unit has no watchdog")
+			}
+			dir := "/run/systemd/system/berth.service.d"
+			if err := os.MkdirAll(dir, 0o755); err != nil {
+				t.Fatal(err)
+			}
+			if err := os.WriteFile(dir+"/watchdog.conf", []byte("[Service]\nWatchdogSec=15s\nTimeoutAbortSec=10s\n"), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			mustSystemctl(t, "daemon-reload")
+			mustSystemctl(t, "restart", unit)
+			was, pid := property(t, "NRestarts"), property(t, "MainPID")
+			mustSystemctl(t, "kill", "--kill-whom=main", "--signal=STOP", unit)
+			testkit.Until(t, 60*time.Second, func(context.Context) string {
+				if now, state := property(t, "MainPID"), property(t, "ActiveState"); now == pid || now == "0" || state != "active" {
+					return fmt.Sprintf("%s, process %s, restarted %s times, before %s", state, now, property(t, "NRestarts"), was)
+				}
+				return ""
+			})
+			if err := os.RemoveAll(dir); err != nil {
+				t.Fatal(err)
+			}
+			mustSystemctl(t, "daemon-reload")
+			mustSystemctl(t, "restart", unit)
+		}},
 		{"reinstalled", func(t *testing.T) {
 			install := exec.Command("/berth/scripts/install.sh", "install")
 			install.Env = append(os.Environ(), "PREFIX=/usr")
