@@ -80,6 +80,17 @@ test-crash: deps build bin/race/berth ## fail and kill the daemon at every step,
 test-kubelet: deps build bin/race/berth bin/test/kubelet bin/test/probed ## run a real kubelet on berth and check its pods through its API
 	BERTH_KUBELET='$(CURDIR)/bin/test/kubelet' $(GO) test -race -count=1 -timeout 40m ./test/kubelet
 
+# Not part of test: the machine is emulated. Its parts are kept in bin/vm; see
+# test/vm/README.md.
+VM_PARTS := bin/vm/root.img
+.PHONY: test-vm
+test-vm: deps build $(VM_PARTS) ## boot a Debian with systemd, cgroup v2 and AppArmor under qemu, and test berth in it
+	GO='$(GO)' test/vm/run.sh
+
+$(VM_PARTS): test/vm/image.sh test/vm/deps.sh $(wildcard test/vm/guest/*)
+	test/vm/deps.sh
+	test/vm/image.sh bin/vm
+
 # QUICK=1 takes minutes and writes no file. ONLY picks figures; see docs/bench.md.
 .PHONY: bench
 bench: deps build bin/bench/containerd bin/bench/bench ## measure berth beside containerd (QUICK=1, ONLY=REGEXP)

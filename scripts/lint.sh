@@ -24,7 +24,7 @@ formatted() {
 
 shell() {
 	local file status=0
-	for file in scripts/*.sh .ci/run; do
+	for file in scripts/*.sh test/vm/*.sh test/vm/guest/vmtest .ci/run; do
 		bash -n "$file" || status=1
 		[[ -x $file ]] || { echo "$file cannot be executed: chmod +x" >&2; status=1; }
 	done

@@ -13,6 +13,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"time"
 
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 
@@ -35,7 +36,7 @@ import (
 	"berth/internal/telemetry"
 )
 
-// Options are what a daemon is started with. All are required.
+// Options are what a daemon is started with. All but Alive are required.
 type Options struct {
 	// Config is valid.
 	Config *config.Config
@@ -45,6 +46,10 @@ type Options struct {
 	Log        *slog.Logger
 	// Ready is called when the sockets answer.
 	Ready func() error
+	// Alive is called twice in each AliveEvery while the sockets answer; zero: it
+	// is not.
+	Alive      func() error
+	AliveEvery time.Duration
 }
 
 // parts are the daemon's, in the order in which they are started.

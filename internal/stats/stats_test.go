@@ -109,6 +109,18 @@ none
 none
 tasks=8 processes=3
 `},
+		{"v2-linux6.1", v2Mounts, "/pod/c", `usage_core_nano_seconds:{value:2704729000} psi:{Full:{Total:10508802000 Avg10:54.2 Avg60:13.97 Avg300:3.11} Some:{Total:10509864000 Avg10:54.2 Avg60:13.97 Avg300:3.11}}
+working_set_bytes:{value:73728} available_bytes:{value:33480704} usage_bytes:{value:159744} rss_bytes:{value:65536} page_faults:{value:405} major_page_faults:{value:1} psi:{Full:{} Some:{}}
+swap_available_bytes:{} swap_usage_bytes:{}
+psi:{Full:{Total:117632000 Avg10:0.27 Avg60:0.13 Avg300:0.03} Some:{Total:117632000 Avg10:0.27 Avg60:0.13 Avg300:0.03}}
+tasks=1 processes=1
+`},
+		{"v2-linux6.1", v2Mounts, "/pod", `usage_core_nano_seconds:{value:3405568000} psi:{Full:{Total:13014848000 Avg10:62.47 Avg60:18.16 Avg300:4.14} Some:{Total:13015906000 Avg10:62.47 Avg60:18.16 Avg300:4.14}}
+working_set_bytes:{value:81920} usage_bytes:{value:167936} rss_bytes:{value:65536} page_faults:{value:405} major_page_faults:{value:1} psi:{Full:{} Some:{}}
+swap_usage_bytes:{}
+psi:{Full:{Total:117641000 Avg10:0.18 Avg60:0.12 Avg300:0.03} Some:{Total:117641000 Avg10:0.18 Avg60:0.12 Avg300:0.03}}
+tasks=1 processes=1
+`},
 		{"v1", v1Mounts, "/pod/c", `usage_core_nano_seconds:{value:987654321} psi:{Full:{} Some:{Total:1000}}
 working_set_bytes:{value:60000000} available_bytes:{value:7108864} usage_bytes:{value:65000000} rss_bytes:{value:40000000} page_faults:{value:600} major_page_faults:{value:6}
 swap_available_bytes:{value:67104768} swap_usage_bytes:{value:4096}
@@ -226,7 +238,13 @@ func busy(t testing.TB, script string) (*host.Cgroups, string) {
 	c, err := host.NewCgroups(host.CgroupfsDriver)
 	must(t, err)
 	path := fmt.Sprintf("/berth-stats-test-%d-%d", os.Getpid(), count.Add(1))
-	must(t, c.Ensure(path))
+	if c.Version() == 2 { // one that is made ready for others below it holds no process
+		must(t, c.Ensure(path+"/below"))
+		must(t, c.Remove(path))
+		must(t, os.Mkdir(c.Dir("", path), 0o755))
+	} else {
+		must(t, c.Ensure(path))
+	}
 	var files []string
 	for _, controller := range append(c.Controllers(), "", "name=systemd") {
 		if dir := c.Dir(controller, path); dir != "" {

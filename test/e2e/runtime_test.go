@@ -74,7 +74,11 @@ func TestRuntimeConfig(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if got.Linux.GetCgroupDriver() != cri.CgroupDriver_CGROUPFS { // no systemd runs here
+		want := cri.CgroupDriver_CGROUPFS
+		if testkit.Systemd() {
+			want = cri.CgroupDriver_SYSTEMD
+		}
+		if got.Linux.GetCgroupDriver() != want {
 			t.Errorf("got %v", got)
 		}
 	})
