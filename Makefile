@@ -28,6 +28,10 @@ GOBUILD := $(GO) build -trimpath -buildvcs=false
 # libseccomp.
 STATIC_CGO := -buildmode=pie
 STATIC_LD := -linkmode external -extldflags -static-pie
+# The supervisor has a fixed address, as all Go programs have by default: it is
+# executed for each process of a container, and would be relocated each time.
+SUPERVISOR_LD := -linkmode external -extldflags -static
+SECCOMP_PKG := github.com/seccomp/libseccomp-golang
 SUPERVISOR_TAGS := seccomp netgo osusergo no_grpc
 SECCOMP := pkg-config --exists libseccomp || { echo "libseccomp-dev and pkg-config are needed: run 'make deps' as root first" >&2; exit 1; }
 
@@ -64,7 +68,7 @@ deps: ## install the Debian packages that are missing (root)
 # daemons come after the others and one by one: each has both processors busy.
 .PHONY: test
 test: deps build bin/race/berth ## run every test, as root, with real containers and the race detector
-	$(GO) test -race -timeout 20m $$($(GO) list ./... | grep -v '^berth/test/')
+	$(GO) test -race -timeout 20m $$($(GO) list ./... | grep -v '^berth/test/') $(SECCOMP_PKG)
 	$(GO) test -race -timeout 20m -p 1 ./test/...
 
 .PHONY: test-crash
@@ -75,6 +79,17 @@ test-crash: deps build bin/race/berth ## fail and kill the daemon at every step,
 .PHONY: test-kubelet
 test-kubelet: deps build bin/race/berth bin/test/kubelet bin/test/probed ## run a real kubelet on berth and check its pods through its API
 	BERTH_KUBELET='$(CURDIR)/bin/test/kubelet' $(GO) test -race -count=1 -timeout 40m ./test/kubelet
+
+# Not part of test: the machine is emulated. Its parts are kept in bin/vm; see
+# test/vm/README.md.
+VM_PARTS := bin/vm/root.img
+.PHONY: test-vm
+test-vm: deps build $(VM_PARTS) ## boot a Debian with systemd, cgroup v2 and AppArmor under qemu, and test berth in it
+	GO='$(GO)' test/vm/run.sh
+
+$(VM_PARTS): test/vm/image.sh test/vm/deps.sh $(wildcard test/vm/guest/*)
+	test/vm/deps.sh
+	test/vm/image.sh bin/vm
 
 # QUICK=1 takes minutes and writes no file. ONLY picks figures; see docs/bench.md.
 .PHONY: bench
@@ -104,7 +119,7 @@ bin/berth:
 	CGO_ENABLED=0 $(GOBUILD) -ldflags '$(LDFLAGS)' -o $@ ./cmd/berth
 bin/containerd-shim-berth-v1:
 	@$(SECCOMP)
-	CGO_ENABLED=1 $(GOBUILD) $(STATIC_CGO) -tags '$(SUPERVISOR_TAGS)' -ldflags '$(LDFLAGS) $(STATIC_LD)' -o $@ ./cmd/containerd-shim-berth-v1
+	CGO_ENABLED=1 $(GOBUILD) -tags '$(SUPERVISOR_TAGS)' -ldflags '$(LDFLAGS) $(SUPERVISOR_LD)' -o $@ ./cmd/containerd-shim-berth-v1
 bin/race/berth:
 	$(GOBUILD) -race -ldflags '$(LDFLAGS)' -o $@ ./cmd/berth
 	ln -sfn ../libexec bin/race/libexec

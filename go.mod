@@ -67,6 +67,7 @@ require (
 )
 
 require (
+	berth.libseccomp v0.12.0 // indirect
 	cyphar.com/go-pathrs v0.2.6 // indirect
 	dario.cat/mergo v1.0.2 // indirect
 	github.com/Microsoft/go-winio v0.6.3-0.20251027160822-ad3df93bed29 // indirect
@@ -153,3 +154,7 @@ require (
 	sigs.k8s.io/randfill v1.0.0 // indirect
 	sigs.k8s.io/structured-merge-diff/v6 v6.4.2 // indirect
 )
+
+replace berth.libseccomp => github.com/seccomp/libseccomp-golang v0.12.0
+
+replace github.com/seccomp/libseccomp-golang => ./internal/supervisor/libseccomp

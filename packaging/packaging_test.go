@@ -119,7 +119,7 @@ func TestInstall(t *testing.T) {
 	}
 	unit := read(t, dest+"/lib/systemd/system/berth.service")
 	for _, want := range []string{"\nExecStart=/usr/bin/berth serve\n", "\nType=notify\n", "\nKillMode=process\n", "\nDelegate=yes\n",
-		"\nStartLimitIntervalSec=0\n", "\nRequiresMountsFor=/var/lib/berth\n"} {
+		"\nStartLimitIntervalSec=0\n", "\nWatchdogSec=2min\n", "\nRequiresMountsFor=/var/lib/berth\n"} {
 		if !strings.Contains(unit, want) {
 			t.Errorf("the unit lacks %q:\n%s", want, unit)
 		}

@@ -24,7 +24,7 @@ formatted() {
 
 shell() {
 	local file status=0
-	for file in scripts/*.sh .ci/run; do
+	for file in scripts/*.sh test/vm/*.sh test/vm/guest/vmtest .ci/run; do
 		bash -n "$file" || status=1
 		[[ -x $file ]] || { echo "$file cannot be executed: chmod +x" >&2; status=1; }
 	done
@@ -43,8 +43,10 @@ pins() {
 }
 
 check gofmt formatted
-check vet go vet ./...
-check staticcheck bin/tools/staticcheck ./...
+# The module that stands for libseccomp-golang is ours, too.
+ours=github.com/seccomp/libseccomp-golang
+check vet go vet ./... $ours
+check staticcheck bin/tools/staticcheck ./... $ours
 check shell shell
 check pins pins
 exit $failed

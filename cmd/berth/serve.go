@@ -39,7 +39,14 @@ the file. "berth config default" shows every key.`,
 			if err != nil {
 				return err
 			}
-			return berthd.Run(cmd.Context(), berthd.Options{Config: cfg, Executable: executable, Log: log, Ready: notifyReady})
+			watchdog, err := daemon.SdWatchdogEnabled(false)
+			if err != nil {
+				log.Warn("no watchdog", "err", err)
+			}
+			return berthd.Run(cmd.Context(), berthd.Options{
+				Config: cfg, Executable: executable, Log: log,
+				Ready: notify(daemon.SdNotifyReady), Alive: notify(daemon.SdNotifyWatchdog), AliveEvery: watchdog,
+			})
 		},
 	}
 	cmd.Flags().StringVar(&file, "config", "", "configuration file (default "+config.DefaultPath+")")
@@ -79,10 +86,12 @@ func loadConfig(cmd *cobra.Command, file string, flags map[string]*string) (*con
 	return cfg, cfg.Validate()
 }
 
-// notifyReady tells systemd; elsewhere it does nothing.
-func notifyReady() error {
-	if _, err := daemon.SdNotify(false, daemon.SdNotifyReady); err != nil {
-		return fmt.Errorf("sd_notify: %w", err)
+// notify tells systemd; elsewhere it does nothing.
+func notify(state string) func() error {
+	return func() error {
+		if _, err := daemon.SdNotify(false, state); err != nil {
+			return fmt.Errorf("sd_notify: %w", err)
+		}
+		return nil
 	}
-	return nil
 }

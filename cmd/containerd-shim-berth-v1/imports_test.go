@@ -21,6 +21,7 @@ import (
 var mayImport = map[string]string{
 	"berth/cmd/containerd-shim-berth-v1": "",
 	"berth/internal/logs":                "",
+	"berth/internal/supervisor/entry":    "",
 	"berth/internal/supervisor/hold":     "",
 	"berth/internal/supervisor/publish":  "",
 	"berth/internal/supervisor/podinit":  "",
@@ -63,7 +64,8 @@ var mayImport = map[string]string{
 	"github.com/moby/sys/userns":                   "",
 	"github.com/mrunalp/fileutils":                 "",
 	"github.com/opencontainers/selinux":            "",
-	"github.com/seccomp/libseccomp-golang":         "",
+	"github.com/seccomp/libseccomp-golang":         "ours, internal/supervisor/libseccomp",
+	"berth.libseccomp":                             "what it stands for",
 	"github.com/sirupsen/logrus":                   "",
 	"github.com/vishvananda/netlink":               "",
 	"github.com/vishvananda/netns":                 "",
@@ -81,7 +83,7 @@ var mayNotImport = []string{
 }
 
 // maxSize is of the stripped program, in bytes.
-const maxSize = 13 << 20
+const maxSize = 12 << 20
 
 // As the Makefile builds it.
 var buildFlags = []string{"-tags", "seccomp netgo osusergo no_grpc"}
@@ -123,7 +125,7 @@ func TestImports(t *testing.T) {
 
 func TestProgram(t *testing.T) {
 	program := filepath.Join(t.TempDir(), "shim")
-	args := append([]string{"build", "-trimpath", "-buildmode=pie", "-ldflags=-s -w -linkmode external -extldflags -static-pie", "-o", program}, buildFlags...)
+	args := append([]string{"build", "-trimpath", "-ldflags=-s -w -linkmode external -extldflags -static", "-o", program}, buildFlags...)
 	cmd := exec.Command("go", append(args, ".")...)
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=1")
 	if out, err := cmd.CombinedOutput(); err != nil {

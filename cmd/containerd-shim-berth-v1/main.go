@@ -28,12 +28,11 @@ import (
 	"runtime/debug"
 	"syscall"
 
-	"github.com/opencontainers/runc/libcontainer"
 	"github.com/opencontainers/runc/libcontainer/exeseal"
-	_ "github.com/opencontainers/runc/libcontainer/nsenter" // enters namespaces before the Go runtime starts
 	"github.com/sirupsen/logrus"
 	"golang.org/x/sys/unix"
 
+	_ "berth/internal/supervisor/entry" // is a container's init, and goes no further
 	"berth/internal/supervisor/hold"
 	"berth/internal/supervisor/podinit"
 	"berth/internal/supervisor/serve"
@@ -45,12 +44,6 @@ const usage = `containerd-shim-berth-v1 is started by berth:
   containerd-shim-berth-v1 hold --state DIR   keep FIFOs open while the daemon is down
   containerd-shim-berth-v1 pod-init [ID]      be PID 1 of a pod's PID namespace
 `
-
-func init() {
-	if len(os.Args) > 1 && os.Args[1] == "init" {
-		libcontainer.Init() // does not return
-	}
-}
 
 func main() {
 	if err := run(os.Args); err != nil {

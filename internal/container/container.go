@@ -140,6 +140,8 @@ type Service struct {
 	flights *steps.Flights[string]
 	users   userFiles
 	usage   layerUsage
+	walks   walkList
+	ooms    oomTally
 
 	// base ends what is under way at Close.
 	base   context.Context
@@ -195,6 +197,7 @@ func New(o Options) *Service {
 		base: base, cancel: cancel,
 		flights: steps.NewFlights[string](base, o.Log),
 		live:    map[string]*live{},
+		ooms:    oomTally{known: map[string]uint64{}},
 	}
 }
 

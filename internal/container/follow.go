@@ -24,6 +24,8 @@ const (
 	retryFirst, retryMost = 50 * time.Millisecond, 5 * time.Second
 	// unknownExitCode is the exit code of a container whose own is not known.
 	unknownExitCode = 255
+	// reasonOOMKilled is what the kubelet knows a lack of memory by.
+	reasonOOMKilled = "OOMKilled"
 )
 
 // follow takes charge of a container that runs, until it has ended and what it
@@ -140,12 +142,12 @@ func (s *Service) endOf(l *live, code uint32, at time.Time) end {
 			return end{unknownExitCode, at, "Unknown", why}
 		}
 	}
-	kills, err := s.Cgroups.OOMKills(s.cgroupOf(id))
+	kills, err := s.oomKills(id)
 	if err != nil && !notFound(err) {
 		s.Log.Warn("not known whether the container ran out of memory", "container", id, "err", err)
 	}
 	if kills > 0 {
-		e.reason = "OOMKilled"
+		e.reason = reasonOOMKilled
 	}
 	return e
 }

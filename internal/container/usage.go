@@ -2,6 +2,7 @@ package container
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"sync"
 	"time"
@@ -95,4 +96,61 @@ func (s *Service) LayerUsage(ctx context.Context, c *record.Container) (Usage, e
 		return Usage{}, fmt.Errorf("size of the writable layer of container %s: %w", c.ID, err)
 	}
 	return Usage{}, fmt.Errorf("container %s: removed meanwhile: %w", c.ID, errdefs.ErrNotFound)
+}
+
+// LastLayerUsage is LayerUsage for callers that would rather have an older
+// figure, up to age, than wait for a walk. Where it is older than usageAge the
+// walk that brings a new one begins, one after another.
+func (s *Service) LastLayerUsage(ctx context.Context, c *record.Container, age time.Duration) (Usage, error) {
+	have, ok := s.usage.get(c.ID)
+	if !ok || time.Since(have.At) >= age {
+		return s.LayerUsage(ctx, c)
+	}
+	if time.Since(have.At) >= usageAge {
+		s.walks.add(c)
+		begun, cancel := context.WithCancel(ctx)
+		cancel() // for the run only has to begin; it goes on without its callers
+		_, err := s.flights.Do(begun, "walks of layers", s.walkAll)
+		if err != nil && !errors.Is(err, context.Canceled) {
+			return Usage{}, err
+		}
+	}
+	return have, nil
+}
+
+// A walkList is the containers whose layers are to be walked.
+type walkList struct {
+	mu   sync.Mutex // guards list
+	list map[string]*record.Container
+}
+
+func (w *walkList) add(c *record.Container) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.list == nil {
+		w.list = map[string]*record.Container{}
+	}
+	w.list[c.ID] = c
+}
+
+// next takes one out of the list; nil: it is empty.
+func (w *walkList) next() *record.Container {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for id, c := range w.list {
+		delete(w.list, id)
+		return c
+	}
+	return nil
+}
+
+// walkAll waits for each walk as long as any caller does, so that one that
+// hangs delays the others by no more than that.
+func (s *Service) walkAll(ctx context.Context) (string, error) {
+	for c := s.walks.next(); c != nil && ctx.Err() == nil; c = s.walks.next() {
+		if _, err := s.LayerUsage(ctx, c); err != nil && !errdefs.IsNotFound(err) {
+			s.Log.Debug("the size of a writable layer stays as it was", "container", c.ID, "err", err)
+		}
+	}
+	return "", nil
 }

@@ -1,11 +1,9 @@
 package cri
 
 import (
-	"cmp"
 	"context"
 	"fmt"
 	"math"
-	"slices"
 	"strings"
 	"time"
 
@@ -70,19 +68,13 @@ func (s *Server) RemoveContainer(ctx context.Context, req *runtime.RemoveContain
 
 // ListContainers implements the CRI.
 func (s *Server) ListContainers(_ context.Context, req *runtime.ListContainersRequest) (*runtime.ListContainersResponse, error) {
-	filter := req.GetFilter()
-	list := []*runtime.Container{}
-	for _, c := range s.Store.Containers.List() {
-		if !container.Shown(c) || !selected(c, filter.GetId(), filter.GetPodSandboxId(), filter.GetLabelSelector()) {
-			continue
-		}
-		summary := container.Summary(c)
-		if filter.GetState() == nil || filter.GetState().GetState() == summary.GetState() {
-			list = append(list, summary)
-		}
+	list, err := s.listContainers(req.GetFilter())
+	if err != nil {
+		return nil, err
 	}
-	slices.SortFunc(list, func(a, b *runtime.Container) int { return cmp.Compare(b.CreatedAt, a.CreatedAt) })
-	return &runtime.ListContainersResponse{Containers: list}, nil
+	resp := new(runtime.ListContainersResponse)
+	fill(resp, list)
+	return resp, nil
 }
 
 // selected applies the parts that filters of containers share; IDs may be

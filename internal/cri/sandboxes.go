@@ -5,7 +5,6 @@ import (
 	"context"
 	"fmt"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -154,19 +153,13 @@ func (s *Server) checkNetwork(ctx context.Context, box *record.Sandbox) string {
 
 // ListPodSandbox implements the CRI.
 func (s *Server) ListPodSandbox(_ context.Context, req *runtime.ListPodSandboxRequest) (*runtime.ListPodSandboxResponse, error) {
-	filter := req.GetFilter()
-	list := []*runtime.PodSandbox{}
-	for _, box := range s.Store.Sandboxes.List() {
-		if !sandbox.Shown(box) || !strings.HasPrefix(box.ID, filter.GetId()) || !matches(box.Config.GetLabels(), filter.GetLabelSelector()) {
-			continue
-		}
-		summary := sandbox.Summary(box)
-		if filter.GetState() == nil || filter.GetState().GetState() == summary.GetState() {
-			list = append(list, summary)
-		}
+	list, err := s.listSandboxes(req.GetFilter())
+	if err != nil {
+		return nil, err
 	}
-	slices.SortFunc(list, func(a, b *runtime.PodSandbox) int { return cmp.Compare(b.CreatedAt, a.CreatedAt) })
-	return &runtime.ListPodSandboxResponse{Items: list}, nil
+	resp := new(runtime.ListPodSandboxResponse)
+	fill(resp, list)
+	return resp, nil
 }
 
 // matches tells whether labels hold all that is selected.

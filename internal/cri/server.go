@@ -6,11 +6,14 @@ import (
 	"log/slog"
 	"path"
 	"runtime/debug"
+	"sync/atomic"
 	"time"
 
 	"github.com/containerd/errdefs/pkg/errgrpc"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/encoding"
+	"google.golang.org/grpc/encoding/proto"
 	"google.golang.org/grpc/status"
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 
@@ -31,6 +34,9 @@ import (
 // maxMessage bounds a request and a response, as a kubelet's client does; a
 // larger one is refused.
 const maxMessage = 16 << 20
+
+// writeBuffer is what a connection collects before it is written.
+const writeBuffer = 128 << 10
 
 // Streams hands out the URLs of streams; internal/stream implements it.
 type Streams interface {
@@ -74,13 +80,26 @@ type Server struct {
 	runtime.UnimplementedRuntimeServiceServer
 	runtime.UnimplementedImageServiceServer
 	Options
+	containers *prepared[record.Container]
+	sandboxes  *prepared[record.Sandbox]
+	// metricBytes is the size of the last list of metrics.
+	metricBytes atomic.Int64
+}
+
+// New returns a Server.
+func New(o Options) *Server {
+	return &Server{Options: o, containers: preparedContainers(), sandboxes: preparedSandboxes()}
 }
 
 // Register returns a gRPC server that serves the services.
 func Register(o Options) *grpc.Server {
-	s := &Server{Options: o}
+	s := New(o)
 	g := grpc.NewServer(
 		grpc.MaxRecvMsgSize(maxMessage), grpc.MaxSendMsgSize(maxMessage),
+		// A list of a full node takes megabytes: few large writes, from memory
+		// that is only held meanwhile.
+		grpc.WriteBufferSize(writeBuffer), grpc.SharedWriteBuffer(true),
+		grpc.ForceServerCodecV2(codec{encoding.GetCodecV2(proto.Name)}),
 		grpc.UnaryInterceptor(s.unary), grpc.StreamInterceptor(s.stream),
 	)
 	runtime.RegisterRuntimeServiceServer(g, s)

@@ -3,7 +3,9 @@ package cri
 import (
 	"context"
 	"path"
+	"slices"
 	"strings"
+	"time"
 
 	"github.com/containerd/errdefs"
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -12,6 +14,15 @@ import (
 	"berth/internal/record"
 	"berth/internal/spec"
 	"berth/internal/stats"
+)
+
+// How old the size of a writable layer may be, in statistics and in metrics.
+// Kubelets ask for statistics every ten seconds and would wait each time for
+// files to be walked; so they get what the walk that they began the last time has
+// found. It bears its time.
+const (
+	layerAge       = 20 * time.Second
+	layerAgeMetric = 2 * time.Minute
 )
 
 // ContainerStats implements the CRI.
@@ -30,23 +41,25 @@ func (s *Server) ContainerStats(ctx context.Context, req *runtime.ContainerStats
 // ListContainerStats implements the CRI: containers that run, unless an ID asks
 // for one that does not.
 func (s *Server) ListContainerStats(ctx context.Context, req *runtime.ListContainerStatsRequest) (*runtime.ListContainerStatsResponse, error) {
-	filter := req.GetFilter()
 	resp := &runtime.ListContainerStatsResponse{}
-	for _, c := range s.Store.Containers.List() {
-		if c.State != record.ContainerRunning && filter.GetId() == "" || !container.Shown(c) ||
-			!selected(c, filter.GetId(), filter.GetPodSandboxId(), filter.GetLabelSelector()) {
-			continue
-		}
-		one, err := s.containerStats(ctx, c)
-		if errdefs.IsNotFound(err) {
-			continue // removed meanwhile
-		}
-		if err != nil {
-			return nil, err
-		}
+	err := s.eachContainerStats(ctx, req.GetFilter(), func(one *runtime.ContainerStats) error {
 		resp.Stats = append(resp.Stats, one)
+		return nil
+	})
+	if err != nil {
+		return nil, err
 	}
 	return resp, nil
+}
+
+// eachContainerStats calls give for each container that a list has, one after
+// another.
+func (s *Server) eachContainerStats(ctx context.Context, filter *runtime.ContainerStatsFilter, give func(*runtime.ContainerStats) error) error {
+	list := slices.DeleteFunc(s.Store.Containers.List(), func(c *record.Container) bool {
+		return c.State != record.ContainerRunning && filter.GetId() == "" || !container.Shown(c) ||
+			!selected(c, filter.GetId(), filter.GetPodSandboxId(), filter.GetLabelSelector())
+	})
+	return sideBySide(ctx, list, s.containerStats, give)
 }
 
 // containerStats leaves out what cannot be read now: an error in one container
@@ -60,7 +73,7 @@ func (s *Server) containerStats(ctx context.Context, c *record.Container) (*runt
 		}
 	}
 	var fs *runtime.FilesystemUsage
-	layer, err := s.Containers.LayerUsage(ctx, c)
+	layer, err := s.Containers.LastLayerUsage(ctx, c, layerAge)
 	switch {
 	case errdefs.IsNotFound(err):
 		return nil, err
@@ -85,7 +98,7 @@ func (s *Server) PodSandboxStats(ctx context.Context, req *runtime.PodSandboxSta
 	if err != nil {
 		return nil, err
 	}
-	one, err := s.boxStats(ctx, box)
+	one, err := s.boxStats(ctx, box, s.runningBySandbox()[box.ID])
 	if err != nil {
 		return nil, err
 	}
@@ -95,32 +108,44 @@ func (s *Server) PodSandboxStats(ctx context.Context, req *runtime.PodSandboxSta
 // ListPodSandboxStats implements the CRI: sandboxes that are ready, unless an
 // ID asks for one that is not.
 func (s *Server) ListPodSandboxStats(ctx context.Context, req *runtime.ListPodSandboxStatsRequest) (*runtime.ListPodSandboxStatsResponse, error) {
-	filter := req.GetFilter()
 	resp := &runtime.ListPodSandboxStatsResponse{}
-	for _, box := range s.Store.Sandboxes.List() {
-		if box.State == record.SandboxCreating || box.State != record.SandboxReady && filter.GetId() == "" ||
-			!strings.HasPrefix(box.ID, filter.GetId()) || !matches(box.Config.GetLabels(), filter.GetLabelSelector()) {
-			continue
-		}
-		one, err := s.boxStats(ctx, box)
-		if errdefs.IsNotFound(err) {
-			continue // removed meanwhile
-		}
-		if err != nil {
-			return nil, err
-		}
+	err := s.eachBoxStats(ctx, req.GetFilter(), func(one *runtime.PodSandboxStats) error {
 		resp.Stats = append(resp.Stats, one)
+		return nil
+	})
+	if err != nil {
+		return nil, err
 	}
 	return resp, nil
 }
 
-// boxStats leaves out what cannot be read now, as containerStats does.
-func (s *Server) boxStats(ctx context.Context, box *record.Sandbox) (*runtime.PodSandboxStats, error) {
-	var containers []*runtime.ContainerStats
+// eachBoxStats calls give for each sandbox that a list has, one after another.
+func (s *Server) eachBoxStats(ctx context.Context, filter *runtime.PodSandboxStatsFilter, give func(*runtime.PodSandboxStats) error) error {
+	running := s.runningBySandbox()
+	list := slices.DeleteFunc(s.Store.Sandboxes.List(), func(box *record.Sandbox) bool {
+		return box.State == record.SandboxCreating || box.State != record.SandboxReady && filter.GetId() == "" ||
+			!strings.HasPrefix(box.ID, filter.GetId()) || !matches(box.Config.GetLabels(), filter.GetLabelSelector())
+	})
+	return sideBySide(ctx, list, func(ctx context.Context, box *record.Sandbox) (*runtime.PodSandboxStats, error) {
+		return s.boxStats(ctx, box, running[box.ID])
+	}, give)
+}
+
+// runningBySandbox are the containers that run.
+func (s *Server) runningBySandbox() map[string][]*record.Container {
+	running := map[string][]*record.Container{}
 	for _, c := range s.Store.Containers.List() {
-		if c.SandboxID != box.ID || c.State != record.ContainerRunning {
-			continue
+		if c.State == record.ContainerRunning {
+			running[c.SandboxID] = append(running[c.SandboxID], c)
 		}
+	}
+	return running
+}
+
+// boxStats leaves out what cannot be read now, as containerStats does.
+func (s *Server) boxStats(ctx context.Context, box *record.Sandbox, running []*record.Container) (*runtime.PodSandboxStats, error) {
+	var containers []*runtime.ContainerStats
+	for _, c := range running {
 		one, err := s.containerStats(ctx, c)
 		if errdefs.IsNotFound(err) {
 			continue // removed meanwhile
@@ -134,12 +159,17 @@ func (s *Server) boxStats(ctx context.Context, box *record.Sandbox) (*runtime.Po
 	var network *runtime.NetworkUsage
 	var err error
 	if box.State == record.SandboxReady {
-		// The pod's cgroup is the parent of those of its containers.
-		if used, err = s.Stats.Pod(box.ID, path.Dir(s.Cgroups.Path(box.CgroupParent, box.ID))); err != nil && !errdefs.IsNotFound(err) {
+		counts := make([]stats.Count, len(running))
+		for i, c := range running {
+			if counts[i], err = s.Stats.Count(stats.Cgroup{ID: c.ID, Path: c.Cgroup}); err != nil {
+				s.Log.Debug("processes are counted another way", "container", c.ID, "err", err)
+			}
+		}
+		if used, err = s.Stats.Pod(stats.Cgroup{ID: box.ID, Path: s.podCgroup(box)}, counts); err != nil && !errdefs.IsNotFound(err) {
 			s.Log.Debug("statistics without the cgroup's part", "sandbox", box.ID, "err", err)
 		}
 		if !spec.HostNetwork(box.Config) {
-			if network, err = stats.Network(s.Paths.Namespace(box.ID, "net")); err != nil && !errdefs.IsNotFound(err) {
+			if network, err = s.Stats.Network(s.Paths.Namespace(box.ID, "net")); err != nil && !errdefs.IsNotFound(err) {
 				s.Log.Debug("statistics without the network's part", "sandbox", box.ID, "err", err)
 			}
 		}
@@ -147,4 +177,9 @@ func (s *Server) boxStats(ctx context.Context, box *record.Sandbox) (*runtime.Po
 	return stats.AssemblePod(&runtime.PodSandboxAttributes{
 		Id: box.ID, Metadata: box.Config.GetMetadata(), Labels: box.Config.GetLabels(), Annotations: box.Config.GetAnnotations(),
 	}, used, network, containers), nil
+}
+
+// podCgroup is the cgroup of the pod, the parent of those of its containers.
+func (s *Server) podCgroup(box *record.Sandbox) string {
+	return path.Dir(s.Cgroups.Path(box.CgroupParent, box.ID))
 }

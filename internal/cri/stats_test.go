@@ -64,7 +64,7 @@ func statsServer(t *testing.T) *Server {
 			makeLayer(t, kit, id)
 		}
 	}
-	return &Server{Options: Options{Store: store, Containers: containers, Stats: stats.New(cgroups, func(string) bool { return true }), Cgroups: cgroups, Log: log, FSPath: "/fs"}}
+	return New(Options{Store: store, Containers: containers, Stats: stats.New(cgroups, func(string) bool { return true }), Cgroups: cgroups, Log: log, FSPath: "/fs"})
 }
 
 func makeLayer(t *testing.T, kit *engine.Engine, id string) {

@@ -13,6 +13,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"time"
 
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 
@@ -35,7 +36,7 @@ import (
 	"berth/internal/telemetry"
 )
 
-// Options are what a daemon is started with. All are required.
+// Options are what a daemon is started with. All but Alive are required.
 type Options struct {
 	// Config is valid.
 	Config *config.Config
@@ -45,6 +46,10 @@ type Options struct {
 	Log        *slog.Logger
 	// Ready is called when the sockets answer.
 	Ready func() error
+	// Alive is called twice in each AliveEvery while the sockets answer; zero: it
+	// is not.
+	Alive      func() error
+	AliveEvery time.Duration
 }
 
 // parts are the daemon's, in the order in which they are started.
@@ -55,6 +60,7 @@ type parts struct {
 	store      *record.Store
 	steps      *steps.Runner
 	cgroups    *host.Cgroups
+	stats      *stats.Reader
 	kernel     spec.Kernel
 	engine     *engine.Engine
 	images     *image.Store
@@ -170,6 +176,8 @@ func (p *parts) readMachine(context.Context) (err error) {
 		return err
 	}
 	p.later(p.cgroups.Close)
+	p.stats = stats.New(p.cgroups, p.hasRecord)
+	p.later(p.stats.Close)
 	if p.kernel, err = spec.ReadKernel(); err != nil {
 		return err
 	}
@@ -321,7 +329,7 @@ func (p *parts) startStreams(context.Context) (err error) {
 func (p *parts) criOptions() cri.Options {
 	return cri.Options{
 		Sandboxes: p.sandboxes, Containers: p.containers, Images: p.images, Network: p.network, Engine: p.engine,
-		Store: p.store, Stats: stats.New(p.cgroups, p.hasRecord), Cgroups: p.cgroups, Streams: p.streams, Events: p.events,
+		Store: p.store, Stats: p.stats, Cgroups: p.cgroups, Streams: p.streams, Events: p.events,
 		Metrics: p.metrics, Paths: p.paths, Kernel: p.kernel, Handlers: p.handlerNames(), FSPath: p.fsPath(),
 		Config: p.Config, Log: p.Log,
 	}

@@ -100,6 +100,9 @@ func (p *parts) serve(ctx context.Context) error {
 	if err := p.Ready(); err != nil {
 		p.Log.Warn("the service manager is not told", "err", err)
 	}
+	if err := p.watchdog(ctx); err != nil {
+		return err
+	}
 	select {
 	case <-ctx.Done():
 		p.Log.Info("berth stops; containers run on")

@@ -181,6 +181,7 @@ func StartEmbedded(ctx context.Context, o Options) (*Engine, error) {
 	e := &Engine{client: p.client, address: o.Socket, log: o.Log,
 		embedded: &embedded{server: srv, cancel: cancel, parts: p, socketDir: o.socketDir()}}
 	if err == nil {
+		o.spreadSnapshots()
 		if err = e.serve(ctx, run); err == nil {
 			return e, nil
 		}

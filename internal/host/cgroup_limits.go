@@ -116,6 +116,9 @@ func (l Limits) properties(v2 bool) []systemd.Property {
 	}
 	if l.CPUQuota != 0 {
 		all = append(all, property("CPUQuotaPerSecUSec", l.quotaPerSecond()))
+		if v2 || l.CPUPeriod != defaultPeriod { // a systemd of v1's time may not know it
+			all = append(all, property("CPUQuotaPeriodUSec", l.CPUPeriod))
+		}
 	}
 	if l.Memory > 0 {
 		all = append(all, property(memory, uint64(l.Memory)))

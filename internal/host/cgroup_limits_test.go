@@ -75,7 +75,7 @@ func TestLimitProperties(t *testing.T) {
 	l := Limits{CPUShares: 2048, CPUQuota: 33_333, CPUPeriod: 100_000, Memory: 1 << 20}
 	for v2, want := range map[bool]string{
 		false: "CPUShares=2048 CPUQuotaPerSecUSec=340000 MemoryLimit=1048576",
-		true:  "CPUWeight=174 CPUQuotaPerSecUSec=340000 MemoryMax=1048576",
+		true:  "CPUWeight=174 CPUQuotaPerSecUSec=340000 CPUQuotaPeriodUSec=100000 MemoryMax=1048576",
 	} {
 		var got []string
 		for _, p := range l.properties(v2) {

@@ -98,9 +98,7 @@ func benchRegistry(b *testing.B, which string) string {
 
 // BenchmarkPull pulls an image that is not here, in turn with containerd's
 // unpacker and with ours. Removing it again, the collection of garbage and the
-// write-back of what is dirty are not counted. TMPDIR chooses the disk; ext4
-// without a journal looks at every inode that was freed in the last minutes
-// before it gives one out, which hides all else.
+// write-back of what is dirty are not counted. TMPDIR chooses the disk.
 func BenchmarkPull(b *testing.B) {
 	for _, which := range []string{"Large", "Small"} {
 		b.Run(which, func(b *testing.B) {

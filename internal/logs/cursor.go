@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"hash/crc32"
 	"os"
+	"sync"
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
@@ -18,7 +19,9 @@ const cursorVersion = 1
 
 const cursorSize = 48
 
-var castagnoli = crc32.MakeTable(crc32.Castagnoli)
+// castagnoli is made when it is needed: the supervisor's program is executed
+// for each process of a container, which needs none.
+var castagnoli = sync.OnceValue(func() *crc32.Table { return crc32.MakeTable(crc32.Castagnoli) })
 
 // A move is a batch on its way from a FIFO into the log file.
 type move struct {
@@ -85,4 +88,4 @@ func (c *cursor) clear() error {
 	return err
 }
 
-func checksum(data []byte) uint32 { return crc32.Checksum(data, castagnoli) }
+func checksum(data []byte) uint32 { return crc32.Checksum(data, castagnoli()) }

@@ -7,190 +7,213 @@ import (
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
+// A reading is one look at the files of one cgroup.
+type reading struct {
+	*source
+	b  *buffer
+	at int64
+}
+
 // v1 reads a cgroup of the hierarchies of version 1.
-func (r *Reader) v1(b *buffer, cgroup string) (*Usage, error) {
-	nanoseconds, err := b.number(r.cgroups.Dir("cpuacct", cgroup) + "/cpuacct.usage")
+func (r reading) v1() (*Usage, error) {
+	nanoseconds, err := r.number(r.b, fileCPU)
 	if err != nil {
 		return nil, cpuError(err)
 	}
-	at := now()
-	u := &Usage{CPU: cpuUsage(nanoseconds, at)}
-	if dir := r.cgroups.Dir("memory", cgroup); dir != "" {
-		if err := r.v1Memory(b, dir, at, u); err != nil && !isGone(err) {
-			return nil, err
-		}
+	u := &Usage{CPU: cpuUsage(nanoseconds, r.at)}
+	m, err := r.v1Memory()
+	if isGone(err) {
+		return u, nil
 	}
+	if err != nil {
+		return nil, err
+	}
+	u.Memory, u.Swap = m.criUsage(r.at), m.criSwap(r.at)
 	return u, nil
 }
 
-func (r *Reader) v1Memory(b *buffer, dir string, at int64, u *Usage) error {
-	var m memory
-	var err error
-	if m.usage, err = b.number(dir + "/memory.usage_in_bytes"); err != nil {
-		return err
-	}
-	data, err := b.read(dir + "/memory.stat")
-	if err != nil {
-		return err
+// v1Memory reads what a v1 hierarchy counts. The figures are those of the
+// cgroup and all below it.
+func (r reading) v1Memory() (m memory, err error) {
+	m = memory{limit: unlimited, swapLimit: unlimited}
+	if m.usage, err = r.number(r.b, fileMemory); err != nil {
+		return m, err
 	}
 	limit, swapLimit := uint64(unlimited), uint64(unlimited)
-	var swap uint64
 	// In the order of the file.
 	wanted := [...]field{
+		{name: "pgfault", value: &m.ownFaults},
+		{name: "pgmajfault", value: &m.ownMajorFaults},
 		{name: "hierarchical_memory_limit", value: &limit},
 		{name: "hierarchical_memsw_limit", value: &swapLimit},
+		{name: "total_cache", value: &m.cache},
 		{name: "total_rss", value: &m.rss},
-		{name: "total_swap", value: &swap},
+		{name: "total_mapped_file", value: &m.mapped},
+		{name: "total_dirty", value: &m.dirty},
+		{name: "total_writeback", value: &m.writeback},
+		{name: "total_workingset_refault_anon", value: &m.refaultAnon},
+		{name: "total_workingset_refault_file", value: &m.refaultFile},
+		{name: "total_swap", value: &m.swap},
 		{name: "total_pgfault", value: &m.faults},
 		{name: "total_pgmajfault", value: &m.majorFaults},
+		{name: "total_inactive_anon", value: &m.inactiveAnon},
+		{name: "total_active_anon", value: &m.activeAnon},
 		{name: "total_inactive_file", value: &m.inactiveFile},
+		{name: "total_active_file", value: &m.activeFile},
 	}
-	if err := fields(data, wanted[:]); err != nil {
-		return fmt.Errorf("memory.stat: %w", err)
+	if err := r.fields(r.b, fileMemoryStat, wanted[:]); err != nil {
+		return m, err
 	}
-	hasSwap := wanted[3].found
+	m.hasSwap = wanted[11].found
 	// Those limits are the lowest up to the root; where one is set, ask for
 	// the cgroup's own, which is what counts as its limit.
-	m.limit = unlimited
 	if limit < unlimited {
-		if m.limit, err = b.number(dir + "/memory.limit_in_bytes"); err != nil {
-			return err
+		if m.limit, err = r.number(r.b, fileMemoryLimit); err != nil {
+			return m, err
 		}
 	}
-	u.Memory = m.criUsage(at)
-	if !hasSwap {
-		return nil
-	}
-	allowed := uint64(unlimited)
-	if swapLimit < unlimited && m.limit < unlimited {
-		both, err := b.number(dir + "/memory.memsw.limit_in_bytes")
+	if m.hasSwap && swapLimit < unlimited && m.limit < unlimited {
+		both, err := r.number(r.b, fileSwapLimit)
 		if err != nil {
-			return err
+			return m, err
 		}
 		if both < unlimited {
-			allowed = both - min(both, m.limit)
+			m.swapLimit = both - min(both, m.limit)
 		}
 	}
-	u.Swap = swapUsage(swap, allowed, at)
-	return nil
+	return m, nil
 }
 
 // unified reads a cgroup of version 2.
-func (r *Reader) unified(b *buffer, cgroup string) (*Usage, error) {
-	dir := r.cgroups.Dir("", cgroup)
-	data, err := b.read(dir + "/cpu.stat")
-	if err != nil {
+func (r reading) unified() (*Usage, error) {
+	var microseconds uint64
+	if err := r.fields(r.b, fileCPU, []field{{name: "usage_usec", value: &microseconds}}); err != nil {
 		return nil, cpuError(err)
 	}
-	at := now()
-	var microseconds uint64
-	if err := fields(data, []field{{name: "usage_usec", value: &microseconds}}); err != nil {
-		return nil, fmt.Errorf("cpu.stat: %w", err)
+	u := &Usage{CPU: cpuUsage(microseconds*1000, r.at)}
+	m, err := r.unifiedMemory()
+	if isGone(err) {
+		return u, nil
 	}
-	u := &Usage{CPU: cpuUsage(microseconds*1000, at)}
-	if err := unifiedMemory(b, dir, at, u); err != nil && !isGone(err) {
+	if err != nil {
 		return nil, err
 	}
-	if err := unifiedSwap(b, dir, at, u); err != nil && !isGone(err) {
-		return nil, err
-	}
+	u.Memory, u.Swap = m.criUsage(r.at), m.criSwap(r.at)
 	return u, nil
 }
 
-func unifiedMemory(b *buffer, dir string, at int64, u *Usage) error {
-	var m memory
-	var err error
-	if m.usage, err = b.number(dir + "/memory.current"); err != nil {
-		return err
+func (r reading) unifiedMemory() (m memory, err error) {
+	if m.usage, err = r.number(r.b, fileMemory); err != nil {
+		return m, err
 	}
-	if m.limit, err = b.number(dir + "/memory.max"); err != nil {
-		return err
-	}
-	data, err := b.read(dir + "/memory.stat")
-	if err != nil {
-		return err
+	if m.limit, err = r.number(r.b, fileMemoryLimit); err != nil {
+		return m, err
 	}
 	wanted := [...]field{
 		{name: "anon", value: &m.rss},
+		{name: "file", value: &m.cache},
+		{name: "kernel", value: &m.kernel},
+		{name: "file_mapped", value: &m.mapped},
+		{name: "file_dirty", value: &m.dirty},
+		{name: "file_writeback", value: &m.writeback},
+		{name: "anon_thp", value: &m.anonHuge},
+		{name: "file_thp", value: &m.fileHuge},
+		{name: "shmem_thp", value: &m.shmemHuge},
+		{name: "inactive_anon", value: &m.inactiveAnon},
+		{name: "active_anon", value: &m.activeAnon},
 		{name: "inactive_file", value: &m.inactiveFile},
+		{name: "active_file", value: &m.activeFile},
+		{name: "workingset_refault_anon", value: &m.refaultAnon},
+		{name: "workingset_refault_file", value: &m.refaultFile},
+		{name: "pgscan", value: &m.scanned},
+		{name: "pgsteal", value: &m.stolen},
 		{name: "pgfault", value: &m.faults},
 		{name: "pgmajfault", value: &m.majorFaults},
 	}
-	if err := fields(data, wanted[:]); err != nil {
-		return fmt.Errorf("memory.stat: %w", err)
+	if err := r.fields(r.b, fileMemoryStat, wanted[:]); err != nil {
+		return m, err
 	}
-	u.Memory = m.criUsage(at)
-	return nil
+	m.ownFaults, m.ownMajorFaults = m.faults, m.majorFaults
+	return m, r.unifiedSwap(&m)
 }
 
-func unifiedSwap(b *buffer, dir string, at int64, u *Usage) error {
-	usage, err := b.number(dir + "/memory.swap.current")
+// unifiedSwap leaves a kernel that does not count swap as one without.
+func (r reading) unifiedSwap(m *memory) error {
+	usage, err := r.number(r.b, fileSwap)
+	if isGone(err) {
+		return nil
+	}
 	if err != nil {
 		return err
 	}
-	limit, err := b.number(dir + "/memory.swap.max")
-	if err != nil {
-		return err
+	limit, err := r.number(r.b, fileSwapLimit)
+	if isGone(err) {
+		return nil
 	}
-	u.Swap = swapUsage(usage, limit, at)
-	return nil
+	m.swap, m.swapLimit, m.hasSwap = usage, limit, true
+	return err
 }
 
-// processes counts tasks and processes. The pids controller may be missing.
-func (r *Reader) processes(b *buffer, cgroup string, u *Usage) error {
-	controller := "pids"
-	dir := r.cgroups.Dir(controller, cgroup)
-	if dir == "" {
-		controller = "cpuacct"
-		if r.v2 {
-			controller = ""
-		}
-		dir = r.cgroups.Dir(controller, cgroup)
+// tasks counts the tasks of the cgroup and those below; counted is false where
+// the kernel does not.
+func (r reading) tasks() (n uint64, counted bool, err error) {
+	n, err = r.number(r.b, filePids)
+	if isGone(err) {
+		return 0, false, nil
 	}
-	if controller == "pids" {
-		tasks, err := b.number(dir + "/pids.current")
-		if err != nil && !isGone(err) {
-			return err
-		}
-		u.Tasks = tasks
+	return n, err == nil, err
+}
+
+// count counts tasks, and the processes of the cgroup itself, without those
+// below. One task, as most have, is one process.
+func (r reading) count() (n Count, err error) {
+	counted := false
+	if n.Tasks, counted, err = r.tasks(); err != nil {
+		return n, err
 	}
-	data, err := b.read(dir + "/cgroup.procs")
+	if counted && n.Tasks <= 1 {
+		n.Processes = n.Tasks
+		return n, nil
+	}
+	data, err := r.read(r.b, fileProcs)
 	if err != nil && !isGone(err) {
-		return err
+		return n, err
 	}
-	u.Processes = uint64(bytes.Count(data, []byte{'\n'}))
-	if u.Processes == 0 && (u.Tasks > 0 || controller != "pids") {
-		pids, err := r.cgroups.ProcsIn(controller, cgroup)
-		if err != nil {
-			return err
-		}
-		u.Processes = uint64(len(pids))
-	}
-	return nil
+	n.Processes = uint64(bytes.Count(data, []byte{'\n'}))
+	return n, nil
 }
 
-// readPressure adds the pressure figures.
-func (r *Reader) readPressure(b *buffer, cgroup string, u *Usage) error {
-	dir := r.cgroups.Dir("", cgroup)
-	for _, kind := range []string{"cpu", "memory", "io"} {
-		data, err := b.read(dir + "/" + kind + ".pressure")
-		if isGone(err) {
-			continue
-		}
+// pressure reads the pressure on one of processor, memory and I/O; ok is false
+// where the kernel does not tell.
+func (r reading) pressure(f file) (p pressure, ok bool, err error) {
+	data, err := r.read(r.b, f)
+	if isGone(err) {
+		return p, false, nil
+	}
+	if err == nil {
+		p, err = parsePressure(data)
+	}
+	if err != nil {
+		return p, false, fmt.Errorf("%s: %w", r.all.names[f].name, err)
+	}
+	return p, true, nil
+}
+
+// addPressure adds the pressure figures.
+func (r reading) addPressure(u *Usage) error {
+	for f := fileCPUPressure; f <= fileIOPressure; f++ {
+		p, ok, err := r.pressure(f)
 		if err != nil {
-			return fmt.Errorf("%s.pressure: %w", kind, err)
-		}
-		psi, err := parsePressure(data)
-		if err != nil {
-			return fmt.Errorf("%s.pressure: %w", kind, err)
+			return err
 		}
 		switch {
-		case kind == "cpu":
-			u.CPU.Psi = psi
-		case kind == "memory" && u.Memory != nil:
-			u.Memory.Psi = psi
-		case kind == "io":
-			u.IO = &runtime.IoUsage{Timestamp: u.CPU.Timestamp, Psi: psi}
+		case !ok:
+		case f == fileCPUPressure:
+			u.CPU.Psi = p.cri()
+		case f == fileMemoryPressure && u.Memory != nil:
+			u.Memory.Psi = p.cri()
+		case f == fileIOPressure:
+			u.IO = &runtime.IoUsage{Timestamp: u.CPU.Timestamp, Psi: p.cri()}
 		}
 	}
 	return nil

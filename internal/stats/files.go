@@ -4,14 +4,13 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
-	"strconv"
 	"sync"
 
 	"golang.org/x/sys/unix"
 )
 
-// A buffer is memory to read files into. What read returns is valid until the
-// next read.
+// A buffer is memory to read files into. What a read returns is valid until the
+// next one.
 type buffer struct{ data []byte }
 
 var buffers = sync.Pool{New: func() any { return &buffer{make([]byte, 16<<10)} }}
@@ -20,26 +19,33 @@ func borrow() *buffer { return buffers.Get().(*buffer) }
 
 func (b *buffer) giveBack() { buffers.Put(b) }
 
-// read returns the whole of a file, with as few system calls as can be: these
-// files are many, small, and never block.
-func (b *buffer) read(path string) ([]byte, error) {
-	var fd int
-	var err error
+func open(path string) (int, error) {
 	for {
-		fd, err = unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+		fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
 		if !errors.Is(err, unix.EINTR) {
-			break
+			return fd, err
 		}
 	}
+}
+
+// read returns the whole of the file at path.
+func (b *buffer) read(path string) ([]byte, error) {
+	fd, err := open(path)
 	if err != nil {
 		return nil, err
 	}
-	defer unix.Close(fd)
+	defer unix.Close(fd) // of a file that was only read
+	return b.readAll(fd)
+}
+
+// readAll returns the whole of an open file from its start, with as few system
+// calls as can be: these files are many, small, and never block.
+func (b *buffer) readAll(fd int) ([]byte, error) {
 	for n := 0; ; {
 		if n == len(b.data) {
 			b.data = append(b.data, make([]byte, len(b.data))...)
 		}
-		got, err := unix.Read(fd, b.data[n:])
+		got, err := unix.Pread(fd, b.data[n:], int64(n))
 		switch {
 		case errors.Is(err, unix.EINTR):
 		case err != nil:
@@ -57,23 +63,6 @@ func (b *buffer) read(path string) ([]byte, error) {
 	}
 }
 
-// number reads a file that holds one number, or "max", which is unlimited.
-func (b *buffer) number(path string) (uint64, error) {
-	data, err := b.read(path)
-	if err != nil {
-		return 0, err
-	}
-	data = bytes.TrimSpace(data)
-	if string(data) == "max" {
-		return unlimited, nil
-	}
-	n, err := strconv.ParseUint(string(data), 10, 64)
-	if err != nil {
-		return 0, fmt.Errorf("%s: %w", path, err)
-	}
-	return n, nil
-}
-
 // A field is a wanted line "name value" of a file and where its value goes.
 type field struct {
 	name  string
@@ -81,9 +70,10 @@ type field struct {
 	found bool
 }
 
-// fields reads lines "name value". What is not there keeps its value.
+// fields reads lines "name value". What is not there keeps its value. It is
+// quickest where wanted has the order of the file.
 func fields(data []byte, wanted []field) error {
-	left := len(wanted)
+	left, next := len(wanted), 0
 	for len(data) > 0 && left > 0 {
 		line := data
 		if end := bytes.IndexByte(data, '\n'); end >= 0 {
@@ -95,12 +85,15 @@ func fields(data []byte, wanted []field) error {
 		if space < 0 {
 			continue
 		}
-		for i := range wanted {
-			f := &wanted[i]
+		for range wanted {
+			f := &wanted[next]
+			if next++; next == len(wanted) {
+				next = 0
+			}
 			if f.found || string(line[:space]) != f.name {
 				continue
 			}
-			n, err := strconv.ParseUint(string(line[space+1:]), 10, 64)
+			n, err := parseUint(line[space+1:])
 			if err != nil {
 				return fmt.Errorf("line %q: %w", line, err)
 			}

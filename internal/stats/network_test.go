@@ -45,9 +45,9 @@ func podNetwork(t testing.TB, links ...string) string {
 	return netns
 }
 
-func names(t *testing.T, netns string) string {
+func names(t *testing.T, r *Reader, netns string) string {
 	t.Helper()
-	u, err := Network(netns)
+	u, err := r.Network(netns)
 	must(t, err)
 	if u.Timestamp <= 0 {
 		t.Errorf("timestamp %d", u.Timestamp)
@@ -60,21 +60,72 @@ func names(t *testing.T, netns string) string {
 }
 
 func TestNetwork(t *testing.T) {
-	for _, test := range []struct {
-		links []string
-		want  string
-	}{
-		{nil, "default "},
-		{[]string{"down"}, "default "},
-		{[]string{"net1", "eth0", "down", "net2"}, "default eth0 net1 net2"},
-		{[]string{"net2", "net1"}, "default net2 net1"},
-	} {
-		if diff := cmp.Diff(test.want, names(t, podNetwork(t, test.links...))); diff != "" {
-			t.Errorf("%v: %s", test.links, diff)
+	for _, inside := range []bool{false, true} {
+		r := &Reader{links: links{inside: inside}}
+		defer func() { must(t, r.Close()) }()
+		for _, test := range []struct {
+			links []string
+			want  string
+		}{
+			{nil, "default "},
+			{[]string{"down"}, "default "},
+			{[]string{"net1", "eth0", "down", "net2"}, "default eth0 net1 net2"},
+			{[]string{"net2", "net1"}, "default net2 net1"},
+		} {
+			netns := podNetwork(t, test.links...)
+			for range 2 { // the second time its number is known
+				if diff := cmp.Diff(test.want, names(t, r, netns)); diff != "" {
+					t.Errorf("%v: %s", test.links, diff)
+				}
+			}
+		}
+		if r.links.inside != inside {
+			t.Error("this kernel answers for other namespaces, which was not used")
+		}
+		if _, err := r.Network("/nonexistent/net"); !errdefs.IsNotFound(err) {
+			t.Errorf("no namespace: %v", err)
+		}
+		file := filepath.Join(t.TempDir(), "file")
+		write(t, file, "")
+		if _, err := r.Network(file); !errdefs.IsNotFound(err) {
+			t.Errorf("no namespace: %v", err)
 		}
 	}
-	if _, err := Network("/nonexistent/net"); !errdefs.IsNotFound(err) {
-		t.Errorf("no namespace: %v", err)
+}
+
+// A namespace that took the place of another one, and perhaps its number too,
+// is not taken for it.
+func TestNetworkReplaced(t *testing.T) {
+	r := new(Reader)
+	defer func() { must(t, r.Close()) }()
+	dir := filepath.Join(t.TempDir(), "ns")
+	netns := filepath.Join(dir, "net")
+	for range 3 {
+		must(t, host.PinNamespaces(dir, host.NamespaceOptions{Net: true}))
+		_, err := r.Network(netns)
+		if errdefs.IsNotFound(err) { // the old one's number was kept
+			_, err = r.Network(netns)
+		}
+		must(t, err)
+		must(t, host.UnpinNamespaces(dir))
+		if _, err := r.Network(netns); !errdefs.IsNotFound(err) {
+			t.Errorf("no namespace: %v", err)
+		}
+	}
+}
+
+// What is known of namespaces that are no more does not pile up.
+func TestNetworksForgotten(t *testing.T) {
+	r := new(Reader)
+	defer func() { must(t, r.Close()) }()
+	netns := podNetwork(t, "eth0")
+	names(t, r, netns)
+	for i := range leastKnown {
+		r.links.known[fmt.Sprintf("/gone/%d", i)] = namespace{inode: uint64(i)}
+	}
+	names(t, r, podNetwork(t))
+	if n := len(r.links.known); n != 2 {
+		t.Errorf("%d namespaces are known", n)
 	}
 }
 
@@ -113,7 +164,9 @@ func TestNetworkCounters(t *testing.T) {
 		conn.Write(make([]byte, 100)) // an ARP request at the least
 		return nil
 	}))
-	u, err := Network(netns)
+	r := new(Reader)
+	defer func() { must(t, r.Close()) }()
+	u, err := r.Network(netns)
 	must(t, err)
 	if u.GetDefaultInterface().GetName() != "eth0" || len(u.Interfaces) != 1 || u.Interfaces[0].Name != peer {
 		t.Fatalf("interfaces %v", u)
@@ -130,7 +183,8 @@ func TestSetCounters(t *testing.T) {
 	}
 	var l link
 	l.setCounters(data)
-	if diff := cmp.Diff(link{rxBytes: 258, txBytes: 259, rxErrors: 260, txErrors: 261}, l, cmp.AllowUnexported(link{})); diff != "" {
+	want := link{received: traffic{packets: 256, bytes: 258, errors: 260, dropped: 262}, sent: traffic{packets: 257, bytes: 259, errors: 261, dropped: 263}}
+	if diff := cmp.Diff(want, l, cmp.AllowUnexported(link{}, traffic{})); diff != "" {
 		t.Error(diff)
 	}
 	l = link{}
@@ -140,18 +194,30 @@ func TestSetCounters(t *testing.T) {
 	}
 }
 
-func FuzzParseLinks(f *testing.F) {
-	f.Add([]byte{32, 0, 0, 0, 16, 0, 0, 0})
-	f.Fuzz(func(t *testing.T, dump []byte) { parseLinks(dump) })
+func FuzzLink(f *testing.F) {
+	f.Add([]byte{32, 0, 0, 0, 16, 0, 0, 0}, uint32(0))
+	f.Fuzz(func(t *testing.T, packet []byte, sequence uint32) {
+		s := netlinkSocket{sequence: sequence}
+		s.messages(packet, func(_ uint16, data []byte) error {
+			_, err := parseLink(data)
+			return err
+		})
+		parseLink(packet)
+	})
 }
 
 func BenchmarkNetwork(b *testing.B) {
 	netns := podNetwork(b, "eth0")
-	b.ReportAllocs()
-	defer reportCPU(b)()
-	for b.Loop() {
-		if _, err := Network(netns); err != nil {
-			b.Fatal(err)
-		}
+	for _, inside := range []bool{false, true} {
+		b.Run(map[bool]string{false: "outside", true: "inside"}[inside], func(b *testing.B) {
+			r := &Reader{links: links{inside: inside}}
+			b.ReportAllocs()
+			defer reportCPU(b)()
+			for b.Loop() {
+				if _, err := r.Network(netns); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
 	}
 }

@@ -109,6 +109,18 @@ none
 none
 tasks=8 processes=3
 `},
+		{"v2-linux6.1", v2Mounts, "/pod/c", `usage_core_nano_seconds:{value:2704729000} psi:{Full:{Total:10508802000 Avg10:54.2 Avg60:13.97 Avg300:3.11} Some:{Total:10509864000 Avg10:54.2 Avg60:13.97 Avg300:3.11}}
+working_set_bytes:{value:73728} available_bytes:{value:33480704} usage_bytes:{value:159744} rss_bytes:{value:65536} page_faults:{value:405} major_page_faults:{value:1} psi:{Full:{} Some:{}}
+swap_available_bytes:{} swap_usage_bytes:{}
+psi:{Full:{Total:117632000 Avg10:0.27 Avg60:0.13 Avg300:0.03} Some:{Total:117632000 Avg10:0.27 Avg60:0.13 Avg300:0.03}}
+tasks=1 processes=1
+`},
+		{"v2-linux6.1", v2Mounts, "/pod", `usage_core_nano_seconds:{value:3405568000} psi:{Full:{Total:13014848000 Avg10:62.47 Avg60:18.16 Avg300:4.14} Some:{Total:13015906000 Avg10:62.47 Avg60:18.16 Avg300:4.14}}
+working_set_bytes:{value:81920} usage_bytes:{value:167936} rss_bytes:{value:65536} page_faults:{value:405} major_page_faults:{value:1} psi:{Full:{} Some:{}}
+swap_usage_bytes:{}
+psi:{Full:{Total:117641000 Avg10:0.18 Avg60:0.12 Avg300:0.03} Some:{Total:117641000 Avg10:0.18 Avg60:0.12 Avg300:0.03}}
+tasks=1 processes=1
+`},
 		{"v1", v1Mounts, "/pod/c", `usage_core_nano_seconds:{value:987654321} psi:{Full:{} Some:{Total:1000}}
 working_set_bytes:{value:60000000} available_bytes:{value:7108864} usage_bytes:{value:65000000} rss_bytes:{value:40000000} page_faults:{value:600} major_page_faults:{value:6}
 swap_available_bytes:{value:67104768} swap_usage_bytes:{value:4096}
@@ -124,7 +136,7 @@ tasks=0 processes=0
 	} {
 		t.Run(test.name+test.cgroup, func(t *testing.T) {
 			r := New(machine(t, test.mounts, "testdata/"+test.name), always)
-			u, err := r.Pod("id", test.cgroup)
+			u, err := r.Pod(Cgroup{"id", test.cgroup}, nil)
 			must(t, err)
 			if diff := cmp.Diff(normal(test.want), normal(usageText(u))); diff != "" {
 				t.Error(diff)
@@ -156,7 +168,7 @@ func TestDamagedFiles(t *testing.T) {
 		t.Run(test.file, func(t *testing.T) {
 			c := machine(t, v2Mounts, "testdata/v2")
 			write(t, filepath.Join(c.Dir("", "/pod/c"), test.file), test.content)
-			if u, err := New(c, always).Pod("id", "/pod/c"); err == nil || errdefs.IsNotFound(err) {
+			if u, err := New(c, always).Pod(Cgroup{"id", "/pod/c"}, nil); err == nil || errdefs.IsNotFound(err) {
 				t.Errorf("usage %v, error %v", u, err)
 			}
 		})
@@ -226,7 +238,13 @@ func busy(t testing.TB, script string) (*host.Cgroups, string) {
 	c, err := host.NewCgroups(host.CgroupfsDriver)
 	must(t, err)
 	path := fmt.Sprintf("/berth-stats-test-%d-%d", os.Getpid(), count.Add(1))
-	must(t, c.Ensure(path))
+	if c.Version() == 2 { // one that is made ready for others below it holds no process
+		must(t, c.Ensure(path+"/below"))
+		must(t, c.Remove(path))
+		must(t, os.Mkdir(c.Dir("", path), 0o755))
+	} else {
+		must(t, c.Ensure(path))
+	}
 	var files []string
 	for _, controller := range append(c.Controllers(), "", "name=systemd") {
 		if dir := c.Dir(controller, path); dir != "" {
@@ -272,7 +290,7 @@ func TestRealCgroup(t *testing.T) {
 		if time.Now().After(deadline) {
 			t.Fatalf("no rate: %v", second.CPU)
 		}
-		second, err = r.Pod("id", path)
+		second, err = r.Pod(Cgroup{"id", path}, nil)
 		must(t, err)
 	}
 	if cores := second.CPU.UsageNanoCores.Value; cores > 1_100_000_000 {
@@ -310,11 +328,11 @@ func BenchmarkContainer(b *testing.B) {
 
 func TestAssemble(t *testing.T) {
 	u := &Usage{
-		CPU:       &runtime.CpuUsage{Timestamp: 9, UsageCoreNanoSeconds: value(1)},
-		Memory:    &runtime.MemoryUsage{UsageBytes: value(2)},
-		Swap:      &runtime.SwapUsage{SwapUsageBytes: value(3)},
-		IO:        &runtime.IoUsage{Timestamp: 4},
-		Processes: 5,
+		CPU:    &runtime.CpuUsage{Timestamp: 9, UsageCoreNanoSeconds: value(1)},
+		Memory: &runtime.MemoryUsage{UsageBytes: value(2)},
+		Swap:   &runtime.SwapUsage{SwapUsageBytes: value(3)},
+		IO:     &runtime.IoUsage{Timestamp: 4},
+		Count:  Count{Processes: 5},
 	}
 	layer := &runtime.FilesystemUsage{UsedBytes: value(6)}
 	a := &runtime.ContainerAttributes{Id: "c"}
@@ -337,7 +355,7 @@ func FuzzPressure(f *testing.F) {
 	f.Add("some avg10=0.00 avg60=0.00 avg300=0.00 total=0\nfull avg10=1.5 avg60=0.00 avg300=0.00 total=9\n")
 	f.Add("some total=\n")
 	f.Fuzz(func(t *testing.T, text string) {
-		if psi, err := parsePressure([]byte(text)); (psi == nil) == (err == nil) {
+		if psi, err := parsePressure([]byte(text)); err != nil && psi != (pressure{}) {
 			t.Errorf("%v and %v", psi, err)
 		}
 	})
@@ -365,4 +383,32 @@ func reportCPU(b *testing.B) func() {
 	}
 	before := used()
 	return func() { b.ReportMetric(float64(used()-before)/float64(b.N), "cpu-ns/op") }
+}
+
+func BenchmarkMetrics(b *testing.B) {
+	c, path := busy(b, "sleep 1000")
+	r := New(c, always)
+	defer func() { must(b, r.Close()) }()
+	for _, test := range []struct {
+		name string
+		add  func(*Sheet) error
+	}{
+		{"container", func(s *Sheet) error {
+			_, err := r.AddContainer(s, Cgroup{"c", path}, false)
+			return err
+		}},
+		{"pod", func(s *Sheet) error { return r.AddPod(s, Cgroup{"p", path}, nil) }},
+	} {
+		b.Run(test.name, func(b *testing.B) {
+			sheet := new(Sheet)
+			b.ReportAllocs()
+			defer reportCPU(b)()
+			for b.Loop() {
+				sheet.Begin(Labels{ID: "c"})
+				if err := test.add(sheet); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
+	}
 }

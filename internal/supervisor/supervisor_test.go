@@ -29,8 +29,8 @@ func TestMain(m *testing.M) {
 		os.Exit(1)
 	}
 	binary = filepath.Join(dir, "containerd-shim-berth-v1")
-	build := exec.Command("go", "build", "-trimpath", "-buildmode=pie", "-tags", "seccomp netgo osusergo no_grpc",
-		"-ldflags=-s -w -linkmode external -extldflags -static-pie", "-o", binary, "berth/cmd/containerd-shim-berth-v1")
+	build := exec.Command("go", "build", "-trimpath", "-tags", "seccomp netgo osusergo no_grpc",
+		"-ldflags=-s -w -linkmode external -extldflags -static", "-o", binary, "berth/cmd/containerd-shim-berth-v1")
 	build.Env = append(os.Environ(), "CGO_ENABLED=1")
 	if out, err := build.CombinedOutput(); err != nil {
 		fmt.Fprintf(os.Stderr, "%s: %v\n%s", build, err, out)

@@ -20,7 +20,7 @@ import (
 )
 
 // callTimeout bounds each call that a helper makes.
-const callTimeout = 60 * time.Second
+var callTimeout = Scaled(60 * time.Second)
 
 // A Client calls a daemon's CRI. All services are embedded, so that a test
 // calls what it tests by its own name.
@@ -127,7 +127,7 @@ func (c *Client) PodConfig(hint string, change ...func(*cri.PodSandboxConfig)) *
 		LogDirectory: filepath.Join(c.d.Logs, name),
 		Labels:       map[string]string{"test": hint},
 		Linux: &cri.LinuxPodSandboxConfig{
-			CgroupParent: "/" + c.d.CgroupParent + "/" + name,
+			CgroupParent: c.d.podCgroup(name),
 			SecurityContext: &cri.LinuxSandboxSecurityContext{
 				NamespaceOptions: &cri.NamespaceOption{Pid: cri.NamespaceMode_CONTAINER},
 			},

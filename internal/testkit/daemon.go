@@ -18,14 +18,14 @@ import (
 
 	"github.com/pelletier/go-toml/v2"
 
+	"berth/internal/host"
 	"berth/internal/paths"
 )
 
 // Timeouts of what a healthy machine does much faster.
-const (
-	startTimeout = 30 * time.Second
-	stopTimeout  = 30 * time.Second
-)
+const startTimeout = 30 * time.Second
+
+var stopTimeout = Scaled(30 * time.Second)
 
 // DaemonOptions say how a daemon under test differs from the plain one.
 type DaemonOptions struct {
@@ -56,7 +56,8 @@ type Daemon struct {
 	Logs string
 	// Bridge and Subnet are the pods' network.
 	Bridge, Subnet, Subnet6 string
-	// CgroupParent is above the cgroups of all pods.
+	// CgroupParent is above the cgroups of all pods: the directory's name below
+	// the root of each hierarchy, a slice with the systemd driver.
 	CgroupParent string
 	// MetricsAddress is host:port.
 	MetricsAddress string
@@ -150,7 +151,7 @@ func NewDaemon(opts DaemonOptions) (_ *Daemon, err error) {
 		CertsDir:     base + "/certs.d",
 		Logs:         base + "/logs",
 		Bridge:       "bt" + name,
-		CgroupParent: cgroupPrefix + name,
+		CgroupParent: cgroupName(name),
 		opts:         opts,
 		mark:         mark,
 		configFile:   base + "/berth.toml",
@@ -255,12 +256,16 @@ func (d *Daemon) writeConfig() error {
 		"network.default":      false, "network.default_bridge": d.Bridge, "network.default_subnet": d.Subnet,
 		"runtime.bin_dir": libexec,
 		"cgroup.parent":   "/" + d.CgroupParent,
+		"cgroup.driver":   host.CgroupfsDriver,
 		"stream.address":  "127.0.0.1:0",
 		"metrics.address": d.MetricsAddress,
 		"log.level":       "debug",
 	}
 	if d.opts.External {
 		set["containerd.address"] = d.ExternalSocket()
+	}
+	if Systemd() {
+		set["cgroup.parent"], set["cgroup.driver"] = d.CgroupParent, host.SystemdDriver
 	}
 	maps.Copy(set, d.opts.Config)
 	for key, value := range set {
@@ -347,7 +352,7 @@ func (d *Daemon) Ready(ctx context.Context) error {
 		if !d.Running() {
 			return ""
 		}
-		ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+		ctx, cancel := context.WithTimeout(ctx, Scaled(5*time.Second))
 		defer cancel()
 		if _, err := client.Version(ctx); err != nil {
 			return err.Error()

@@ -54,6 +54,9 @@ func (d *Daemon) ownProcesses() []proc {
 		if !ok || pid == os.Getpid() || p.ppid == os.Getpid() || pid == 1 || p.ppid == 0 {
 			continue
 		}
+		if OwnMachine() && !d.named(evidence) {
+			continue // the machine's
+		}
 		if !d.named(evidence) && slices.ContainsFunc(others, func(o *Daemon) bool { return o.named(evidence) }) {
 			continue
 		}
@@ -157,6 +160,9 @@ func cgroups(parent string) []string {
 }
 
 func cgroupTops(parent string) []string {
+	if parent == "" {
+		return nil // a daemon of which nothing was made yet
+	}
 	tops := []string{filepath.Join(cgroupRoot, parent)}
 	inEach, _ := filepath.Glob(filepath.Join(cgroupRoot, "*", parent)) // the pattern is a good one
 	return append(tops, inEach...)
@@ -227,7 +233,11 @@ func sweep() error {
 	if err != nil {
 		return err
 	}
-	for _, dir := range inEach {
+	inOne, err := filepath.Glob(filepath.Join(cgroupRoot, cgroupPrefix+"*"))
+	if err != nil {
+		return err
+	}
+	for _, dir := range append(inEach, inOne...) {
 		name := filepath.Base(dir)
 		if _, err := os.Stat(basePrefix + strings.TrimPrefix(name, cgroupPrefix)); errors.Is(err, fs.ErrNotExist) {
 			errs = append(errs, removeCgroups(name))

@@ -3,7 +3,8 @@
 //
 // Invariants:
 //   - A test binary whose TestMain calls Main runs in mount, network and PID
-//     namespaces of its own, with a tmpfs at /run. Whatever it leaves behind,
+//     namespaces of its own, with a tmpfs at /run, unless the machine is the
+//     test's own (see machine.go). Whatever it leaves behind,
 //     through a bug or because it was killed, is gone when it ends, and two
 //     binaries never meet. Only files and cgroups have no such boundary: what
 //     a run that was killed left of them is removed by the next one.
@@ -51,10 +52,15 @@ func Main(m *testing.M, setup func() (teardown func() error, err error)) {
 // comes first in main. SIGINT, SIGTERM and SIGQUIT reach body's process, once
 // or more, and it alone decides when to end.
 func Enter(body func() int) int {
-	switch os.Getenv(stageEnv) {
-	case "":
+	switch stage := os.Getenv(stageEnv); {
+	case OwnMachine():
+		if err := sweep(); err != nil {
+			fmt.Fprintln(os.Stderr, "testkit:", err)
+			return 1
+		}
+	case stage == "":
 		return enterNamespaces()
-	case "init":
+	case stage == "init":
 		return initProcess()
 	}
 	return body()
@@ -191,9 +197,10 @@ func wait(cmd *exec.Cmd) int {
 	return 1
 }
 
-// Poll asks until done returns "" and fails after within with what it
-// returned last.
+// Poll asks until done returns "" and fails after within, which is Scaled, with
+// what it returned last.
 func Poll(ctx context.Context, within time.Duration, done func(context.Context) string) error {
+	within = Scaled(within)
 	ctx, cancel := context.WithTimeout(ctx, within)
 	defer cancel()
 	last := ""

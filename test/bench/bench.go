@@ -41,7 +41,7 @@ type plan struct {
 
 func quickPlan() plan {
 	return plan{
-		lifecycles: 10, batches: 2, batch: 16, held: []int{50}, lists: 15, metrics: 1, restarts: 2,
+		lifecycles: 10, batches: 2, batch: 16, held: []int{50}, lists: 15, metrics: 2, restarts: 2,
 		idle: 5 * time.Second, execs: 20, execBatches: 2, execBatch: 40, logs: 2, logMiB: 32, pulls: 2, counts: 1,
 		heldSettle: time.Second, traceSettle: 300 * time.Millisecond, traceRest: 2 * time.Second,
 	}

@@ -71,7 +71,7 @@ func TestMountsOverrideDefaults(t *testing.T) {
 			t.Error(err)
 		}
 		cgroup := sleeper(t, p, mounts(&cri.Mount{HostPath: "/sys/fs/cgroup", ContainerPath: "/sys/fs/cgroup"}))
-		if got := cgroup.Exec(t, "ls", "/sys/fs/cgroup/memory"+p.Config.Linux.CgroupParent); !strings.Contains(got, cgroup.ID) {
+		if got := cgroup.Exec(t, "ls", testkit.CgroupFile("memory", p.Config.Linux.CgroupParent, "")); !strings.Contains(got, cgroup.ID) {
 			t.Errorf("the host's cgroups are not there: %q", got)
 		}
 	})

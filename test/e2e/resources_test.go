@@ -11,15 +11,23 @@ import (
 	"berth/internal/testkit"
 )
 
-// limit reads a file of the container's cgroup (v1, as on the machines that
-// these tests run on).
-func limit(t *testing.T, c *testkit.Container, controller, file string) string {
+// A limit is a file of a cgroup and what is to be in it, which differ between
+// the versions of cgroups.
+type limit struct{ controller, v1, want1, v2, want2 string }
+
+func (l limit) check(t *testing.T, cgroup string) {
 	t.Helper()
-	text, err := os.ReadFile("/sys/fs/cgroup/" + controller + c.Pod.Config.Linux.CgroupParent + "/" + c.ID + "/" + file)
+	file, want := l.v1, l.want1
+	if testkit.CgroupV2() {
+		file, want = l.v2, l.want2
+	}
+	text, err := os.ReadFile(testkit.CgroupFile(l.controller, cgroup, file))
 	if err != nil {
 		t.Error(err)
 	}
-	return strings.TrimSpace(string(text))
+	if got := strings.TrimSpace(string(text)); got != want {
+		t.Errorf("%s is %s, want %s", file, got, want)
+	}
 }
 
 func TestResources(t *testing.T) {
@@ -30,13 +38,12 @@ func TestResources(t *testing.T) {
 				MemoryLimitInBytes: 64 << 20, OomScoreAdj: 500,
 			}
 		})
-		for _, tc := range [][3]string{
-			{"cpu", "cpu.shares", "333"}, {"cpu", "cpu.cfs_quota_us", "40000"}, {"cpu", "cpu.cfs_period_us", "50000"},
-			{"cpuset", "cpuset.cpus", "0"}, {"memory", "memory.limit_in_bytes", "67108864"},
+		for _, l := range []limit{
+			{"cpu", "cpu.shares", "333", "cpu.weight", "42"}, {"cpu", "cpu.cfs_quota_us", "40000", "cpu.max", "40000 50000"},
+			{"cpu", "cpu.cfs_period_us", "50000", "cpu.max", "40000 50000"}, {"cpuset", "cpuset.cpus", "0", "cpuset.cpus", "0"},
+			{"memory", "memory.limit_in_bytes", "67108864", "memory.max", "67108864"},
 		} {
-			if got := limit(t, ctr, tc[0], tc[1]); got != tc[2] {
-				t.Errorf("%s is %s, want %s", tc[1], got, tc[2])
-			}
+			l.check(t, ctr.Cgroup())
 		}
 		if got := ctr.Exec(t, "cat", "/proc/1/oom_score_adj"); got != "500\n" {
 			t.Errorf("oom_score_adj %s", got)
@@ -53,26 +60,19 @@ func TestPodResources(t *testing.T) {
 		}
 		there := func(c *cri.PodSandboxConfig) {
 			set(c)
-			if err := os.MkdirAll("/sys/fs/cgroup/cpu"+c.Linux.CgroupParent, 0o755); err != nil {
-				t.Fatal(err)
-			}
+			testkit.MakeCgroup(t, "cpu", c.Linux.CgroupParent)
 		}
 		for _, tc := range []struct {
 			set  func(*cri.PodSandboxConfig)
-			want string
-		}{{set, "333 40000 50000"}, {there, "1024 -1 100000"}} {
+			want []limit
+		}{
+			{set, []limit{{"cpu", "cpu.shares", "333", "cpu.weight", "42"}, {"cpu", "cpu.cfs_quota_us", "40000", "cpu.max", "40000 50000"}}},
+			{there, []limit{{"cpu", "cpu.shares", "1024", "cpu.weight", "100"}, {"cpu", "cpu.cfs_quota_us", "-1", "cpu.max", "max 100000"}}},
+		} {
 			p := c.Pod(t, tc.set)
 			sleeper(t, p)
-			var got []string
-			for _, file := range []string{"cpu.shares", "cpu.cfs_quota_us", "cpu.cfs_period_us"} {
-				text, err := os.ReadFile("/sys/fs/cgroup/cpu" + p.Config.Linux.CgroupParent + "/" + file)
-				if err != nil {
-					t.Fatal(err)
-				}
-				got = append(got, strings.TrimSpace(string(text)))
-			}
-			if text := strings.Join(got, " "); text != tc.want {
-				t.Errorf("%s, want %s", text, tc.want)
+			for _, l := range tc.want {
+				l.check(t, p.Config.Linux.CgroupParent)
 			}
 		}
 	})
@@ -111,10 +111,11 @@ func TestUpdateContainerResources(t *testing.T) {
 			t.Fatal(err)
 		}
 		for _, ctr := range []*testkit.Container{running, created} {
-			for _, tc := range [][3]string{{"cpu", "cpu.shares", "512"}, {"cpu", "cpu.cfs_quota_us", "20000"}, {"memory", "memory.limit_in_bytes", "100663296"}} {
-				if got := limit(t, ctr, tc[0], tc[1]); got != tc[2] {
-					t.Errorf("%s is %s, want %s", tc[1], got, tc[2])
-				}
+			for _, l := range []limit{
+				{"cpu", "cpu.shares", "512", "cpu.weight", "59"}, {"cpu", "cpu.cfs_quota_us", "20000", "cpu.max", "20000 100000"},
+				{"memory", "memory.limit_in_bytes", "100663296", "memory.max", "100663296"},
+			} {
+				l.check(t, ctr.Cgroup())
 			}
 			if r := ctr.Status(t).Resources.GetLinux(); r.GetCpuShares() != 512 || r.GetMemoryLimitInBytes() != 96<<20 {
 				t.Errorf("status: %v", r)

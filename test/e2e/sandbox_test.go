@@ -87,6 +87,9 @@ func TestSandboxHasNoProcess(t *testing.T) {
 	each(t, func(t *testing.T, c *testkit.Client) {
 		p := c.Pod(t)
 		dirs, err := filepath.Glob("/sys/fs/cgroup/*" + p.Config.Linux.CgroupParent)
+		if testkit.CgroupV2() {
+			dirs = []string{testkit.CgroupFile("", p.Config.Linux.CgroupParent, "")}
+		}
 		if err != nil || len(dirs) == 0 {
 			t.Fatalf("no cgroup %s: %v", p.Config.Linux.CgroupParent, err)
 		}
@@ -458,8 +461,7 @@ func TestCgroupParent(t *testing.T) {
 		if got := ctr.Exec(t, "cat", "/proc/self/cgroup"); !strings.Contains(got, ctr.ID) {
 			t.Logf("inside: %s", got) // a cgroup namespace hides it
 		}
-		found, err := filepath.Glob("/sys/fs/cgroup/memory" + p.Config.Linux.CgroupParent + "/" + ctr.ID)
-		if err != nil || len(found) != 1 {
+		if _, err := os.Stat(testkit.CgroupFile("memory", ctr.Cgroup(), "")); err != nil {
 			t.Errorf("no cgroup of container %s below %s: %v", ctr.ID, p.Config.Linux.CgroupParent, err)
 		}
 	})
@@ -476,11 +478,11 @@ func TestUpdatePodSandboxResources(t *testing.T) {
 		if err := update(p.ID, &cri.LinuxContainerResources{MemoryLimitInBytes: 64 << 20, CpuQuota: 30000, CpuPeriod: 100000}); err != nil {
 			t.Fatal(err)
 		}
-		for file, want := range map[string]string{"memory/%s/memory.limit_in_bytes": "67108864\n", "cpu/%s/cpu.cfs_quota_us": "30000\n"} {
-			file = "/sys/fs/cgroup/" + fmt.Sprintf(file, p.Config.Linux.CgroupParent)
-			if got, err := os.ReadFile(file); err != nil || string(got) != want {
-				t.Errorf("%s: %q, want %q: %v", file, got, want, err)
-			}
+		for _, l := range []limit{
+			{"memory", "memory.limit_in_bytes", "67108864", "memory.max", "67108864"},
+			{"cpu", "cpu.cfs_quota_us", "30000", "cpu.max", "30000 100000"},
+		} {
+			l.check(t, p.Config.Linux.CgroupParent)
 		}
 		verbose, err := c.PodSandboxStatus(t.Context(), &cri.PodSandboxStatusRequest{PodSandboxId: p.ID, Verbose: true})
 		if err != nil {
@@ -511,10 +513,8 @@ func TestSandboxStatusHasNoTimestamp(t *testing.T) {
 func TestCgroupParentOfTheKubelet(t *testing.T) {
 	each(t, func(t *testing.T, c *testkit.Client) {
 		config := c.PodConfig(t.Name())
-		parent := "/sys/fs/cgroup/memory" + config.Linux.CgroupParent
-		if err := os.MkdirAll(parent, 0o755); err != nil {
-			t.Fatal(err)
-		}
+		parent := testkit.CgroupFile("memory", config.Linux.CgroupParent, "")
+		testkit.MakeCgroup(t, "memory", config.Linux.CgroupParent)
 		p, err := c.RunPod(t.Context(), config)
 		if err != nil {
 			t.Fatal(err)
@@ -528,15 +528,6 @@ func TestCgroupParentOfTheKubelet(t *testing.T) {
 		}
 		if left, err := filepath.Glob(parent + "/*/cgroup.procs"); err != nil || len(left) > 0 {
 			t.Errorf("left: %q, %v", left, err)
-		}
-		all, err := filepath.Glob("/sys/fs/cgroup/*" + config.Linux.CgroupParent)
-		if err != nil {
-			t.Fatal(err)
-		}
-		for _, dir := range all {
-			if err := os.Remove(dir); err != nil {
-				t.Error(err)
-			}
 		}
 	})
 }

@@ -14,6 +14,7 @@ import (
 	taskAPI "github.com/containerd/containerd/api/runtime/task/v3"
 	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/errdefs"
+	"github.com/opencontainers/cgroups"
 	"github.com/opencontainers/runc/libcontainer"
 	"github.com/opencontainers/runc/libcontainer/configs"
 	"github.com/opencontainers/runc/libcontainer/specconv"
@@ -146,6 +147,9 @@ func (c *container) config(spec *specs.Spec) (*configs.Config, error) {
 		if strings.HasPrefix(label, "bundle=") {
 			config.Labels[i] = "bundle=" + c.bundle
 		}
+	}
+	if r := config.Cgroups.Resources; r != nil && cgroups.IsCgroup2UnifiedMode() {
+		sayNoSwap(r)
 	}
 	c.private = config.Namespaces.IsPrivate(configs.NEWPID)
 	return config, nil

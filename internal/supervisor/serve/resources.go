@@ -36,7 +36,11 @@ func (v service) Update(ctx context.Context, r *taskAPI.UpdateTaskRequest) (*emp
 	group, resources := *config.Cgroups, *config.Cgroups.Resources
 	group.Resources = &resources
 	config.Cgroups = &group
+	unsayNoSwap(&resources)
 	apply(&config, &want)
+	if cgroups.IsCgroup2UnifiedMode() {
+		sayNoSwap(&resources)
+	}
 	return done(c.lib.Set(config))
 }
 

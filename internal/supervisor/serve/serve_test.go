@@ -39,8 +39,8 @@ func TestMain(m *testing.M) {
 		os.Exit(1)
 	}
 	binary = filepath.Join(dir, "containerd-shim-berth-v1")
-	args := []string{"build", "-trimpath", "-buildmode=pie", "-tags", "seccomp netgo osusergo no_grpc",
-		"-ldflags", "-s -w -linkmode external -extldflags -static-pie"}
+	args := []string{"build", "-trimpath", "-tags", "seccomp netgo osusergo no_grpc",
+		"-ldflags", "-s -w -linkmode external -extldflags -static"}
 	if os.Getenv("BERTH_SUPERVISOR_RACE") != "" { // of the supervisor itself
 		args = []string{"build", "-race", "-tags", "seccomp no_grpc"}
 	}
