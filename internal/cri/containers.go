@@ -145,3 +145,8 @@ func (s *Server) ReopenContainerLog(_ context.Context, req *runtime.ReopenContai
 	}
 	return &runtime.ReopenContainerLogResponse{}, s.Containers.ReopenLog(req.GetContainerId())
 }
+
+// CheckpointContainer implements the CRI.
+func (s *Server) CheckpointContainer(_ context.Context, req *runtime.CheckpointContainerRequest) (*runtime.CheckpointContainerResponse, error) {
+	return nil, fmt.Errorf("CheckpointContainer: berth makes no checkpoints, which take CRIU; container %s runs on: %w", req.ContainerId, errdefs.ErrNotImplemented)
+}

@@ -41,7 +41,19 @@ type nodeOptions struct {
 	// cadvisor puts the daemon's containerd where the kubelet's cAdvisor looks
 	// for one, which no setting moves.
 	cadvisor bool
+	// cluster is the address of the kubelet's API server. Without one it is
+	// standalone.
+	cluster string
 }
+
+// kubeconfig names a cluster by its address.
+const kubeconfig = `apiVersion: v1
+kind: Config
+clusters: [{name: c, cluster: {server: %q}}]
+users: [{name: u, user: {}}]
+contexts: [{name: x, context: {cluster: c, user: u}}]
+current-context: x
+`
 
 // A node is a daemon and the kubelet on it. Its methods are safe for concurrent
 // use but for those that start and stop something.
@@ -214,8 +226,16 @@ func (n *node) startKubelet(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	cmd := exec.Command(program(), "--config", config, "--root-dir", n.dir+"/root", "--cert-dir", n.dir+"/pki",
-		"--hostname-override", nodeName, "--node-ip", nodeAddress)
+	args := []string{"--config", config, "--root-dir", n.dir + "/root", "--cert-dir", n.dir + "/pki",
+		"--hostname-override", nodeName, "--node-ip", nodeAddress}
+	if n.opts.cluster != "" {
+		file := n.dir + "/kubeconfig"
+		if err := os.WriteFile(file, fmt.Appendf(nil, kubeconfig, n.opts.cluster), 0o600); err != nil {
+			return err
+		}
+		args = append(args, "--kubeconfig", file)
+	}
+	cmd := exec.Command(program(), args...)
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	err = cmd.Start()
