@@ -1,7 +1,9 @@
 package kubelet
 
 import (
+	"context"
 	"encoding/json"
+	"fmt"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -11,6 +13,59 @@ import (
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
+
+// What a standalone kubelet does not do: it refuses projected volumes and knows
+// no address of its node. The node's back-off is long enough to be seen, too.
+func TestInACluster(t *testing.T) {
+	needKubelet(t)
+	n := ownNode(t, nodeOptions{cluster: emptyCluster(t), config: map[string]any{
+		"registerNode": false, "crashLoopBackOff": map[string]any{"maxContainerRestartPeriod": "10s"},
+	}})
+	n.allow = append(n.allow, `this cluster is empty`, `could not find the requested resource`,
+		`err="node \\"node\\" not found"`, `Failed creating a mirror pod`)
+	t.Run("pods", func(t *testing.T) {
+		for name, f := range map[string]func(*testing.T, *node){
+			"projected volume": projectedVolume, "address of the host": hostAddress, "liveness backs off": livenessBacksOff,
+		} {
+			t.Run(name, func(t *testing.T) {
+				t.Parallel()
+				f(t, n)
+			})
+		}
+	})
+}
+
+// projectedVolume wants what the pod says of itself in a volume, and a change
+// of it.
+func projectedVolume(t *testing.T, n *node) {
+	p := newPod(t, n, "script", func(p *v1.Pod) { p.Labels = map[string]string{"colour": "blue"} }, mount(v1.VolumeSource{
+		Projected: &v1.ProjectedVolumeSource{DefaultMode: new(int32(0o440)), Sources: []v1.VolumeProjection{
+			downward("pod/labels", "metadata.labels"), downward("pod/name", "metadata.name"),
+		}},
+	}, v1.VolumeMount{MountPath: "/projected", ReadOnly: true}))
+	p.ready(t)
+	const show = "cat /projected/pod/labels; echo; cat /projected/pod/name; echo; stat -Lc %a /projected/pod/name; touch /projected/x 2>/dev/null || echo read-only"
+	if got, want := p.run(t, "main", "sh", "-c", show), "colour=\"blue\"\n"+p.name+"\n440\nread-only\n"; got != want {
+		t.Errorf("it shows %q, want %q", got, want)
+	}
+	p.manifest.Labels["colour"] = "red"
+	if err := p.write(); err != nil {
+		t.Fatal(err)
+	}
+	n.until(t, soon, func(context.Context) string {
+		if got := p.run(t, "main", "cat", "/projected/pod/labels"); got != `colour="red"` {
+			return fmt.Sprintf("the volume says %q", got)
+		}
+		return ""
+	})
+}
+
+func hostAddress(t *testing.T, n *node) {
+	host := newPod(t, n, "script", func(p *v1.Pod) { p.Spec.HostNetwork = true })
+	if s := host.ready(t); s.PodIP != nodeAddress || s.HostIP != nodeAddress {
+		t.Errorf("a pod with the host's network has the addresses %s and %s, want %s", s.PodIP, s.HostIP, nodeAddress)
+	}
+}
 
 // emptyCluster serves what a kubelet wants of an API server: one node and
 // nothing else. It takes no change. With it a kubelet is not standalone.

@@ -29,7 +29,7 @@ var explained = []struct{ pattern, reason string }{
 	{`(resize is not currently feasible|ResizePodInPlaceError).*unable to read memory usage for pod`, "the same"},
 	{`CheckpointContainer: berth makes no checkpoints`, "TestCheckpoint asks for one, which berth does not make"},
 	{`PodSandbox from runtime service failed.*podSandboxID=""`, "the kubelet asks with no ID whether the runtime has such statistics"},
-	{`CrashLoopBackOff: .*back-off 2s restarting`, "pods of the tests end on purpose"},
+	{`CrashLoopBackOff: .*back-off (2|10)s restarting`, "pods of the tests end on purpose"},
 	{`PostStartHook.*exit(ed with)? 9`, "TestFailedHookRestarts has a hook that fails"},
 	{`/none:1|InvalidImageName|ErrImageNeverPull`, "TestPullPolicies asks for images that are none"},
 	{`runtime does not support user namespaces|image volumes are not supported yet`, "TestRefused asks for what berth does not implement"},

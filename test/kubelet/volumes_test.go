@@ -75,38 +75,6 @@ func TestMountPropagation(t *testing.T) {
 	})
 }
 
-// A standalone kubelet refuses projected volumes, and knows no address of its
-// node. One in a cluster makes them.
-func TestInACluster(t *testing.T) {
-	needKubelet(t)
-	n := ownNode(t, nodeOptions{cluster: emptyCluster(t), config: map[string]any{"registerNode": false}})
-	n.allow = append(n.allow, `this cluster is empty`, `could not find the requested resource`)
-	p := newPod(t, n, "script", func(p *v1.Pod) { p.Labels = map[string]string{"colour": "blue"} }, mount(v1.VolumeSource{
-		Projected: &v1.ProjectedVolumeSource{DefaultMode: new(int32(0o440)), Sources: []v1.VolumeProjection{
-			downward("pod/labels", "metadata.labels"), downward("pod/name", "metadata.name"),
-		}},
-	}, v1.VolumeMount{MountPath: "/projected", ReadOnly: true}))
-	p.ready(t)
-	const show = "cat /projected/pod/labels; echo; cat /projected/pod/name; echo; stat -Lc %a /projected/pod/name; touch /projected/x 2>/dev/null || echo read-only"
-	if got, want := p.run(t, "main", "sh", "-c", show), "colour=\"blue\"\n"+p.name+"\n440\nread-only\n"; got != want {
-		t.Errorf("it shows %q, want %q", got, want)
-	}
-	p.manifest.Labels["colour"] = "red"
-	if err := p.write(); err != nil {
-		t.Fatal(err)
-	}
-	n.until(t, soon, func(context.Context) string {
-		if got := p.run(t, "main", "cat", "/projected/pod/labels"); got != `colour="red"` {
-			return fmt.Sprintf("the volume says %q", got)
-		}
-		return ""
-	})
-	host := newPod(t, n, "script", func(p *v1.Pod) { p.Spec.HostNetwork = true })
-	if s := host.ready(t); s.PodIP != nodeAddress || s.HostIP != nodeAddress {
-		t.Errorf("a pod with the host's network has the addresses %s and %s, want %s", s.PodIP, s.HostIP, nodeAddress)
-	}
-}
-
 func downward(path, field string) v1.VolumeProjection {
 	return v1.VolumeProjection{DownwardAPI: &v1.DownwardAPIProjection{
 		Items: []v1.DownwardAPIVolumeFile{{Path: path, FieldRef: &v1.ObjectFieldSelector{FieldPath: field}}},
