@@ -83,12 +83,13 @@ test-kubelet: deps build bin/race/berth bin/test/kubelet bin/test/probed ## run 
 # Not part of test: the machine is emulated. Its parts are kept in bin/vm; see
 # test/vm/README.md.
 VM_PARTS := bin/vm/root.img
+VM_PACKAGES := qemu-system-x86 debootstrap busybox-static e2fsprogs
 .PHONY: test-vm
 test-vm: deps build $(VM_PARTS) ## boot a Debian with systemd, cgroup v2 and AppArmor under qemu, and test berth in it
 	GO='$(GO)' test/vm/run.sh
 
-$(VM_PARTS): test/vm/image.sh test/vm/deps.sh $(wildcard test/vm/guest/*)
-	test/vm/deps.sh
+$(VM_PARTS): test/vm/image.sh $(wildcard test/vm/guest/*)
+	scripts/deps.sh $(VM_PACKAGES)
 	test/vm/image.sh bin/vm
 
 # QUICK=1 takes minutes and writes no file. ONLY picks figures; see docs/bench.md.

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Installs the Debian packages that berth is built, run and tested with. Asks
-# apt only when one is missing, so that a second run does nothing.
+# deps.sh [PACKAGE...] installs Debian packages: those that are named, or those
+# that berth is built, run and tested with. Asks apt only when one is missing, so
+# that a second run does nothing.
 set -euo pipefail
 
 packages=(
@@ -9,6 +10,7 @@ packages=(
 	busybox-static                          # the demo's and the tests' image
 	iproute2 procps strace                  # to test
 )
+(($# == 0)) || packages=("$@")
 
 if ! command -v dpkg-query apt-get >/dev/null; then
 	echo "deps: this is no Debian. Install what these packages hold, then use 'make build': ${packages[*]}" >&2
@@ -25,7 +27,7 @@ if ((${#missing[@]} == 0)); then
 	exit 0
 fi
 if ((EUID != 0)); then
-	echo "deps: missing: ${missing[*]}. Run 'make deps' as root." >&2
+	echo "deps: missing: ${missing[*]}. Run 'make deps' (for the virtual machine 'make test-vm') as root." >&2
 	exit 1
 fi
 echo "deps: installing ${missing[*]}"

@@ -20,15 +20,19 @@ type oomTally struct {
 }
 
 // oomKills returns how many processes of a container that has ended were killed
-// for want of memory.
+// for want of memory. One end is looked at after another: two at the same time
+// would both be given what only the pod's cgroup tells of. Nothing but files of
+// cgroups is read meanwhile.
 func (s *Service) oomKills(id string) (uint64, error) {
 	cgroup := s.cgroupOf(id)
-	kills, err := s.Cgroups.OOMKills(cgroup)
 	if s.Cgroups.Version() != 2 || cgroup == "" {
-		return kills, err
+		return s.Cgroups.OOMKills(cgroup)
 	}
+	s.ooms.mu.Lock()
+	defer s.ooms.mu.Unlock()
 	pod := path.Dir(cgroup)
-	known := s.endedKills(id, pod)
+	known := s.endedKillsLocked(id, pod)
+	kills, err := s.Cgroups.OOMKills(cgroup)
 	if notFound(err) {
 		var all uint64
 		if all, err = s.Cgroups.OOMKills(pod); err != nil {
@@ -38,33 +42,23 @@ func (s *Service) oomKills(id string) (uint64, error) {
 		kills = all - min(known, all)
 	}
 	if err == nil {
-		s.ooms.mu.Lock()
 		s.ooms.known[pod] += kills
-		s.ooms.mu.Unlock()
 	}
 	return kills, err
 }
 
-// endedKills are the kills of the pod's other containers that have ended. Of
-// those that ended before the daemon started, one each is known.
-func (s *Service) endedKills(id, pod string) uint64 {
-	s.ooms.mu.Lock()
-	n, ok := s.ooms.known[pod]
-	s.ooms.mu.Unlock()
-	if ok {
+// endedKillsLocked are the kills of the pod's other containers that have ended.
+// Of those that ended before the daemon started, one each is known.
+func (s *Service) endedKillsLocked(id, pod string) uint64 {
+	if n, ok := s.ooms.known[pod]; ok {
 		return n
 	}
-	n = 0
+	maps.DeleteFunc(s.ooms.known, func(pod string, _ uint64) bool { return !s.Cgroups.Exists(pod) })
+	var n uint64
 	for _, c := range s.Store.Containers.List() {
 		if c.ID != id && path.Dir(c.Cgroup) == pod && c.State == record.ContainerExited && c.Reason == reasonOOMKilled {
 			n++
 		}
-	}
-	s.ooms.mu.Lock()
-	defer s.ooms.mu.Unlock()
-	maps.DeleteFunc(s.ooms.known, func(pod string, _ uint64) bool { return !s.Cgroups.Exists(pod) })
-	if was, ok := s.ooms.known[pod]; ok {
-		return was
 	}
 	s.ooms.known[pod] = n
 	return n

@@ -18,7 +18,7 @@ func TestSnapshotsAreSpread(t *testing.T) {
 		t.Fatal(err)
 	}
 	if fs.Type != unix.EXT4_SUPER_MAGIC {
-		t.Skip("not on ext4")
+		t.Skipf("the flag is ext4's, and %s is on another file system", dir)
 	}
 	e := start(t, dir)
 	ctx := e.Context(t.Context())
@@ -54,9 +54,13 @@ func TestSpreadOfWhatIsNotThere(t *testing.T) {
 	// A file system without the flag.
 	shm, err := os.MkdirTemp("/dev/shm", "berth-spread-")
 	if err != nil {
-		t.Skip(err)
+		t.Fatal(err)
 	}
-	t.Cleanup(func() { _ = os.Remove(shm) })
+	t.Cleanup(func() {
+		if err := os.Remove(shm); err != nil {
+			t.Error(err)
+		}
+	})
 	if err := setTopDir(shm); err != nil {
 		t.Error(err)
 	}

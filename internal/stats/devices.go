@@ -19,26 +19,45 @@ type devices struct {
 	known map[string]string
 }
 
-// name is the device's name, or its number where it has none.
-func (d *devices) name(number string) string {
+// maxDevices bounds what is remembered, for devices that come and go.
+const maxDevices = 1000
+
+// find returns the name of the device of that number, which look finds where it
+// is not known: "" is none, and the number stands for it. No lock is held
+// meanwhile.
+func (d *devices) find(number string, look func() string) string {
 	d.mu.Lock()
-	defer d.mu.Unlock()
-	if name, ok := d.known[number]; ok {
+	name, ok := d.known[number]
+	d.mu.Unlock()
+	if ok {
 		return name
 	}
-	name := number
-	if data, err := os.ReadFile("/sys/dev/block/" + number + "/uevent"); err == nil {
-		for line := range strings.Lines(string(data)) {
-			if dev, ok := strings.CutPrefix(strings.TrimSpace(line), "DEVNAME="); ok {
-				name = "/dev/" + dev
-			}
-		}
+	if name = look(); name == "" {
+		name = number
 	}
-	if d.known == nil || len(d.known) > 1000 { // devices that come and go
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.known == nil || len(d.known) >= maxDevices {
 		d.known = map[string]string{}
 	}
 	d.known[number] = name
 	return name
+}
+
+// name is the device's name, or its number where it has none.
+func (d *devices) name(number string) string {
+	return d.find(number, func() string {
+		data, err := os.ReadFile("/sys/dev/block/" + number + "/uevent")
+		if err != nil {
+			return "" // a device that has gone, or has no entry
+		}
+		for line := range strings.Lines(string(data)) {
+			if dev, ok := strings.CutPrefix(strings.TrimSpace(line), "DEVNAME="); ok {
+				return "/dev/" + dev
+			}
+		}
+		return ""
+	})
 }
 
 // A FileSystem is the one that containers' writable layers are on.
@@ -68,23 +87,15 @@ func (d *devices) mounted(number string) string {
 	if !strings.HasPrefix(number, "0:") {
 		return d.name(number)
 	}
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if name, ok := d.known[number]; ok {
-		return name
-	}
-	name := number
-	mounts, err := mountinfo.GetMounts(func(m *mountinfo.Info) (skip, stop bool) {
-		return fmt.Sprintf("%d:%d", m.Major, m.Minor) != number, false
+	return d.find(number, func() string {
+		mounts, err := mountinfo.GetMounts(func(m *mountinfo.Info) (skip, stop bool) {
+			return fmt.Sprintf("%d:%d", m.Major, m.Minor) != number, false
+		})
+		if err != nil || len(mounts) == 0 {
+			return ""
+		}
+		return mounts[0].Source
 	})
-	if err == nil && len(mounts) > 0 && mounts[0].Source != "" {
-		name = mounts[0].Source
-	}
-	if d.known == nil {
-		d.known = map[string]string{}
-	}
-	d.known[number] = name
-	return name
 }
 
 // pageSizes are the sizes of huge pages as cgroup files name them ("2MB"), from

@@ -2,6 +2,7 @@ package vm
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -76,8 +77,8 @@ func fetch(t *testing.T, url string) {
 		if err != nil {
 			return err.Error()
 		}
-		defer resp.Body.Close() //nolint:errcheck // only read
-		if body, err := io.ReadAll(resp.Body); err != nil || string(body) != "served\n" {
+		body, err := io.ReadAll(resp.Body)
+		if err = errors.Join(err, resp.Body.Close()); err != nil || string(body) != "served\n" {
 			return fmt.Sprintf("%s: %q, %v", url, body, err)
 		}
 		return ""
