@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"sync"
 	"time"
 
 	"github.com/google/uuid"
@@ -116,7 +117,12 @@ func runPod(cmd *cobra.Command, cl *client.Client, pod *corev1.Pod, flags runFla
 	if err := makeWay(ctx, cl, roots, plan.Sandbox.Metadata, flags.replace); err != nil {
 		return err
 	}
-	say := func(format string, args ...any) { fmt.Fprintf(cmd.ErrOrStderr(), format+"\n", args...) }
+	var lines sync.Mutex // guards the output, for a line at a time
+	say := func(format string, args ...any) {
+		lines.Lock()
+		defer lines.Unlock()
+		fmt.Fprintf(cmd.ErrOrStderr(), format+"\n", args...)
+	}
 	run := podrun.Options{
 		Client: cl, Plan: plan, Say: say,
 		Pull: func(ctx context.Context, image string) error {
@@ -126,7 +132,7 @@ func runPod(cmd *cobra.Command, cl *client.Client, pod *corev1.Pod, flags runFla
 		},
 	}
 	if flags.follow {
-		return followPod(cmd, run, roots, flags.keep)
+		return followPod(cmd, run, roots, flags.keep, &lines)
 	}
 	r := podrun.New(run)
 	if err := r.Start(ctx); err != nil {

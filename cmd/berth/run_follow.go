@@ -19,10 +19,11 @@ import (
 	"berth/internal/podrun"
 )
 
-// followPod runs a pod in the foreground.
-func followPod(cmd *cobra.Command, opts podrun.Options, roots podrun.Roots, keep bool) error {
+// followPod runs a pod in the foreground. lines guards the output, which
+// opts.Say writes to as well.
+func followPod(cmd *cobra.Command, opts podrun.Options, roots podrun.Roots, keep bool, lines *sync.Mutex) error {
 	ctx := cmd.Context()
-	logs := newFollower(ctx, opts.Client, cmd.OutOrStdout(), cmd.ErrOrStderr())
+	logs := newFollower(ctx, opts.Client, cmd.OutOrStdout(), cmd.ErrOrStderr(), lines)
 	opts.Started = logs.follow
 	r := podrun.New(opts)
 	if err := r.Start(ctx); err != nil {
@@ -75,14 +76,15 @@ type follower struct {
 	cancel      context.CancelFunc
 	client      *client.Client
 	out, errOut io.Writer
+	lines       *sync.Mutex // guards out and errOut, for a line at a time
 	wg          sync.WaitGroup
 
-	mu  sync.Mutex // guards err, and the writers for a line at a time
+	mu  sync.Mutex // guards err
 	err error
 }
 
-func newFollower(ctx context.Context, cl *client.Client, out, errOut io.Writer) *follower {
-	f := &follower{client: cl, out: out, errOut: errOut}
+func newFollower(ctx context.Context, cl *client.Client, out, errOut io.Writer, lines *sync.Mutex) *follower {
+	f := &follower{client: cl, out: out, errOut: errOut, lines: lines}
 	// The last lines come after Ctrl-C.
 	f.ctx, f.cancel = context.WithCancel(context.WithoutCancel(ctx))
 	return f
@@ -112,5 +114,5 @@ func (f *follower) end() error {
 }
 
 func (f *follower) prefixed(w io.Writer, name string) *prefixWriter {
-	return &prefixWriter{mu: &f.mu, w: w, name: name}
+	return &prefixWriter{mu: f.lines, w: w, name: name}
 }

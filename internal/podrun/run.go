@@ -41,7 +41,8 @@ type Options struct {
 	Plan   *manifest.Plan
 	// Pull pulls an image.
 	Pull func(ctx context.Context, image string) error
-	// Say, where set, is told what a user may want to know.
+	// Say, where set, is told what a user may want to know, by several
+	// goroutines at once.
 	Say func(format string, args ...any)
 	// Started, where set, is told of each container that has been started. It
 	// is called from several goroutines.
