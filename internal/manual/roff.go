@@ -78,7 +78,9 @@ func (r *roff) paragraphs(text, begin string) {
 	}
 }
 
-func indented(line string) bool { return strings.HasPrefix(line, "  ") || strings.HasPrefix(line, "\t") }
+func indented(line string) bool {
+	return strings.HasPrefix(line, "  ") || strings.HasPrefix(line, "\t")
+}
 
 // verbatim writes lines that are not filled.
 func (r *roff) verbatim(lines []string) {
