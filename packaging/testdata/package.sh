@@ -36,6 +36,11 @@ rm -f /usr/sbin/policy-rc.d
 cat >/usr/local/sbin/systemctl <<-'SYSTEMCTL'
 	#!/bin/sh
 	echo "$*" >>/run/systemctl.log
+	case " $* " in
+	*" --root=/ "*) exec /usr/bin/systemctl "$@" ;; # without systemd it changes links
+	*" is-enabled "*) echo enabled ;;
+	*" is-active "*) pgrep -x berth >/dev/null ;;
+	esac
 SYSTEMCTL
 chmod +x /usr/local/sbin/systemctl
 export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin DEBIAN_FRONTEND=noninteractive LC_ALL=C
@@ -142,8 +147,4 @@ for path in /var/lib/berth /run/berth /var/lib/berth-run /etc/berth /usr/share/d
 left=$(pgrep -af 'libexec/berth' || true)
 [[ -z $left ]] || fail "still running: $left"
 
-if [[ -n ${LINTIAN:-} ]]; then
-	say "lintian"
-	lintian --fail-on error,warning --no-tag-display-limit /run/give/1.deb
-fi
 say "all well"
