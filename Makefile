@@ -51,12 +51,18 @@ demo: deps build ## run a web server and its sidecar in a pod, look at it, take 
 	scripts/demo.sh
 
 .PHONY: install
-install: build ## install programs, systemd unit and configuration (DESTDIR, PREFIX)
-	DESTDIR='$(DESTDIR)' PREFIX='$(PREFIX)' SYSCONFDIR='$(SYSCONFDIR)' UNITDIR='$(UNITDIR)' scripts/install.sh install
+install: build ## install programs, unit, configuration, completions, manual pages (DESTDIR, PREFIX)
+	rm -rf bin/stage
+	GO='$(GO)' scripts/stage.sh bin/stage
+	DESTDIR='$(DESTDIR)' PREFIX='$(PREFIX)' SYSCONFDIR='$(SYSCONFDIR)' UNITDIR='$(UNITDIR)' bin/stage/install.sh install
 
 .PHONY: uninstall
 uninstall: ## remove what install put there; configuration and data stay
 	DESTDIR='$(DESTDIR)' PREFIX='$(PREFIX)' SYSCONFDIR='$(SYSCONFDIR)' UNITDIR='$(UNITDIR)' scripts/install.sh uninstall
+
+.PHONY: dist
+dist: build ## make a tarball, a Debian package and their checksums in dist/
+	GO='$(GO)' scripts/dist.sh dist
 
 .PHONY: deps
 deps: ## install the Debian packages that are missing (root)
@@ -92,6 +98,12 @@ $(VM_PARTS): test/vm/image.sh $(wildcard test/vm/guest/*)
 	scripts/deps.sh $(VM_PACKAGES)
 	test/vm/image.sh bin/vm
 
+# Not part of test: it builds everything twice and installs it in a copy of this
+# machine's file system.
+.PHONY: test-dist
+test-dist: deps build ## make the tarball and the package twice, install, use, upgrade and remove them
+	BERTH_TEST_DIST=1 $(GO) test -count=1 -timeout 40m -v -run 'TestDist' ./packaging
+
 # QUICK=1 takes minutes and writes no file. ONLY picks figures; see docs/bench.md.
 .PHONY: bench
 bench: deps build bin/bench/containerd bin/bench/bench ## measure berth beside containerd (QUICK=1, ONLY=REGEXP)
@@ -107,8 +119,8 @@ lint: bin/tools/staticcheck ## gofmt, go vet, staticcheck, shell syntax
 	scripts/lint.sh
 
 .PHONY: clean
-clean: ## remove bin/
-	rm -rf bin
+clean: ## remove bin/ and dist/
+	rm -rf bin dist
 
 .PHONY: help
 help: ## list the targets

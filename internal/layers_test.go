@@ -24,7 +24,7 @@ import (
 var layers = [][]string{
 	{"cmd"},
 	{"internal/daemon"},
-	{"internal/podrun", "internal/doctor"},
+	{"internal/podrun", "internal/doctor", "internal/manual"},
 	{"internal/client", "internal/manifest"},
 	{"internal/config"},
 	{"internal/cri", "internal/stream"},

@@ -3,12 +3,12 @@
 # with it: look, fetch, read logs, execute, stop, remove. Everything has the
 # name of this run (directories, socket, bridge, subnet, cgroup), so that it
 # stands beside a daemon that is there already, and nothing stays behind; the
-# last step checks that.
+# last step checks that. BERTH is the program to use, if not the one built here.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 readonly image=berth.example/busybox:demo
-readonly berth=$PWD/bin/berth
+readonly berth=${BERTH:-$PWD/bin/berth}
 readonly name=berth-demo-$$
 readonly base=${TMPDIR:-/tmp}/$name state=/run/$name
 readonly socket=$state/berth.sock bridge=bd$$

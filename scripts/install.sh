@@ -1,15 +1,21 @@
 #!/usr/bin/env bash
-# install.sh install|uninstall, from a built tree. DESTDIR is put before every
-# path, for packages; PREFIX, SYSCONFDIR and UNITDIR say where things go. A
+# install.sh install|uninstall: from the directory that it is in, which is an
+# unpacked tarball of berth (in a source tree: make install). PREFIX, SYSCONFDIR
+# and UNITDIR say where things go; DESTDIR is put before each, for packages. A
 # configuration that is there is never written over or removed, nor is data.
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
+from=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 
 prefix=${PREFIX:-/usr/local}
+sysconf=${SYSCONFDIR:-/etc}
 bin=${DESTDIR:-}$prefix/bin
 libexec=${DESTDIR:-}$prefix/libexec/berth
-etc=${DESTDIR:-}${SYSCONFDIR:-/etc}/berth
+share=${DESTDIR:-}$prefix/share
+etc=${DESTDIR:-}$sysconf/berth
 units=${DESTDIR:-}${UNITDIR:-/etc/systemd/system}
+
+# The files that are put into directories which others use, too.
+shared=(bash-completion/completions/berth zsh/site-functions/_berth fish/vendor_completions.d/berth.fish)
 
 reload() { # systemd, unless a package is being built
 	if [[ -z ${DESTDIR:-} && -d /run/systemd/system ]]; then
@@ -58,20 +64,46 @@ stop_unit() {
 	fi
 }
 
+# whole checks that nothing of the tarball is damaged or missing.
+whole() {
+	[[ -e $from/SHA256SUMS ]] || { echo "$from is no unpacked tarball of berth; in a source tree use 'make install'" >&2; exit 1; }
+	(cd "$from" && sha256sum --quiet --check SHA256SUMS) || { echo "$from is damaged: unpack the tarball again" >&2; exit 1; }
+}
+
+# put FILE PATH [MODE]: a program that runs is replaced, not written over.
+put() {
+	mkdir -p "$(dirname "$2")"
+	install -m "${3:-0644}" "$from/$1" "$2.new"
+	mv -f "$2.new" "$2"
+}
+
+# put_all DIR PATH [MODE]: each file of DIR.
+put_all() {
+	local file
+	while read -r file; do
+		put "$1/$file" "$2/$file" "${3:-0644}"
+	done < <(cd "$from/$1" && find . -type f -printf '%P\n')
+}
+
 case ${1:-} in
 install)
-	install -D -m 0755 bin/berth "$bin/berth"
-	install -D -m 0755 -t "$libexec" bin/libexec/runc bin/libexec/containerd-shim-runc-v2 bin/containerd-shim-berth-v1
-	install -D -m 0755 -t "$libexec/cni" bin/libexec/cni/*
-	install -d -m 0755 "$etc" "$etc/certs.d" "$units"
-	sed "s|@BIN@|$prefix/bin|" packaging/systemd/berth.service >"$units/berth.service"
-	chmod 0644 "$units/berth.service"
+	whole
+	umask 022
+	put bin/berth "$bin/berth" 0755
+	put_all libexec/berth "$libexec" 0755
+	put_all share/man "$share/man"
+	put_all share/doc/berth "$share/doc/berth"
+	for file in "${shared[@]}"; do put "share/$file" "$share/$file"; done
+	mkdir -p "$etc/certs.d" "$units"
+	sed "s|@BIN@|$prefix/bin|" "$from/systemd/berth.service" >"$units/berth.service.new"
+	chmod 0644 "$units/berth.service.new"
+	mv -f "$units/berth.service.new" "$units/berth.service"
 	if [[ ! -e $etc/config.toml ]]; then
-		install -m 0644 internal/config/default.toml "$etc/config.toml"
+		put etc/config.toml "$etc/config.toml"
 	fi
 	reload
-	echo "installed $bin/berth, $libexec, $units/berth.service, $etc/config.toml"
-	echo "next: systemctl enable --now berth && berth doctor"
+	echo "installed $bin/berth, $libexec, $units/berth.service, $etc/config.toml, completions, manual pages and documents in $share"
+	echo "next: systemctl enable --now berth && berth doctor; after an upgrade: systemctl restart berth"
 	;;
 uninstall)
 	if [[ -z ${DESTDIR:-} ]]; then
@@ -79,10 +111,10 @@ uninstall)
 		stop_unit
 		end_holds
 	fi
-	rm -f "$bin/berth" "$units/berth.service"
-	rm -rf "$libexec"
+	rm -f "$bin/berth" "$units/berth.service" "${shared[@]/#/$share/}" "$share"/man/man1/berth{,-*}.1.gz "$share"/man/man5/berth-config.toml.5.gz
+	rm -rf "$libexec" "$share/doc/berth"
 	reload
-	echo "removed the programs and the unit; $etc and /var/lib/berth stay"
+	echo "removed the programs, the unit, completions and manual pages; $etc and /var/lib/berth stay"
 	;;
 *)
 	echo "usage: $0 install|uninstall" >&2

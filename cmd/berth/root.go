@@ -65,7 +65,7 @@ by namespace/pod/container, pod/container, its name or its ID.`,
 	add(groupPods, newRunCommand(c), newPodsCommand(c), newPsCommand(c), newLogsCommand(c), newExecCommand(c), newAttachCommand(c),
 		newPortForwardCommand(c), newStopCommand(c), newRmCommand(c), newInspectCommand(c), newStatsCommand(c), newEventsCommand(c))
 	add(groupImages, newImagesCommand(c), newPullCommand(c), newLoadCommand(c), newRmiCommand(c))
-	add(groupDaemon, newServeCommand(), newConfigCommand(), newDoctorCommand(c), newVersionCommand(c))
+	add(groupDaemon, newServeCommand(), newConfigCommand(), newDoctorCommand(c), newVersionCommand(c), newManualCommand())
 	return root
 }
 

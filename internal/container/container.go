@@ -38,9 +38,9 @@ import (
 	"berth/internal/supervisor/wire"
 )
 
-// labelRoot marks what is ours in containerd, with the daemon's root
+// LabelRoot marks what is ours in containerd, with the daemon's root
 // directory, for several daemons may share one containerd.
-const labelRoot = "berth.dev/root"
+const LabelRoot = "berth.dev/root"
 
 // Images finds images; internal/image implements it.
 type Images interface {

@@ -184,7 +184,7 @@ func (s *Service) makeDirectories(id string) error {
 func (s *Service) marks(c *record.Container) map[string]string {
 	return map[string]string{
 		"containerd.io/gc.root": c.CreatedAt.UTC().Format(time.RFC3339),
-		labelRoot:               s.Paths.Root,
+		LabelRoot:               s.Paths.Root,
 	}
 }
 
@@ -267,7 +267,7 @@ func (s *Service) labels(c *creation) map[string]string {
 		}
 	}
 	labels["io.cri-containerd.kind"] = "container"
-	labels[labelRoot] = s.Paths.Root
+	labels[LabelRoot] = s.Paths.Root
 	return labels
 }
 

@@ -78,7 +78,7 @@ func (s *Service) Strays(ctx context.Context) ([]string, error) {
 // markedInContainerd calls note with the ID of each container and snapshot
 // that carries this daemon's label.
 func (s *Service) markedInContainerd(ctx context.Context, note func(id string)) error {
-	filter := fmt.Sprintf("labels.%q==%q", labelRoot, s.Paths.Root)
+	filter := fmt.Sprintf("labels.%q==%q", LabelRoot, s.Paths.Root)
 	containers, err := s.client.ContainerService().List(ctx, filter)
 	if err != nil {
 		return fmt.Errorf("list containers of containerd: %w", err)

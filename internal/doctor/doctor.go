@@ -44,7 +44,8 @@ type Options struct {
 	Config *config.Config
 	// Executable is berth's own path; installed programs are found by it.
 	Executable string
-	// Root is where /proc, /sys and /lib are read, for tests; empty is "/".
+	// Root is where /proc, /sys, /run, /etc, /var/lib/kubelet and programs are
+	// looked up, for tests; empty is "/".
 	Root string
 	// Probe asks a running daemon for its version and its conditions; nil
 	// leaves that check out.
@@ -59,9 +60,9 @@ func Run(ctx context.Context, opts Options) []Finding {
 	e := &exam{Options: opts, ctx: ctx}
 	for _, check := range []func(){
 		e.privileges, e.kernel, e.namespaces, e.userNamespaces, e.seccomp, e.securityModules,
-		e.overlay, e.links, e.firewall, e.forwarding,
-		e.cgroups, e.limits,
-		e.cni, e.programs, e.disk, e.daemon,
+		e.overlay, e.links, e.firewall, e.forwarding, e.bridgeFilter,
+		e.cgroups, e.pressure, e.limits,
+		e.cni, e.programs, e.disk, e.socket, e.daemon, e.others, e.kubelet, e.crictl,
 	} {
 		if ctx.Err() != nil {
 			break
@@ -87,6 +88,9 @@ type exam struct {
 	Options
 	ctx      context.Context
 	findings []Finding
+	// version and driver of the cgroups, once they are known.
+	version int
+	driver  string
 }
 
 func (e *exam) ok(check, format string, args ...any) {

@@ -2,6 +2,8 @@ package doctor
 
 import (
 	"fmt"
+	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 
@@ -22,8 +24,33 @@ func (e *exam) kernel() {
 	case version[0] < leastKernel[0] || version[0] == leastKernel[0] && version[1] < leastKernel[1]:
 		e.fail("kernel", fmt.Sprintf("use Linux %d.%d or newer", leastKernel[0], leastKernel[1]), "Linux %s is too old", release)
 	default:
-		e.ok("kernel", "Linux %s", release)
+		e.ok("kernel", "Linux %s%s", release, without(version))
 	}
+}
+
+// newerKernel is what a kernel older than a version lacks, with which berth
+// does without.
+var newerKernel = []struct {
+	version [2]int
+	what    string
+}{
+	{[2]int{5, 12}, "no read-only mounts that hold for what is mounted below them, nor mounts with other IDs (5.12)"},
+	{[2]int{5, 19}, "pods with hostUsers: false are refused on overlayfs (5.19)"},
+	{[2]int{6, 15}, "the exit code of a container that ends while no supervisor runs is reported as 255 (6.15)"},
+}
+
+// without says what is missing in a kernel.
+func without(version [2]int) string {
+	var missing []string
+	for _, n := range newerKernel {
+		if version[0] < n.version[0] || version[0] == n.version[0] && version[1] < n.version[1] {
+			missing = append(missing, n.what)
+		}
+	}
+	if len(missing) == 0 {
+		return ""
+	}
+	return "; " + strings.Join(missing, "; ")
 }
 
 // parseRelease takes the first two numbers of a release such as 6.1.0-13-amd64.
@@ -88,13 +115,28 @@ func (e *exam) namespaces() {
 	e.ok("namespaces", "mount, network, IPC, UTS, PID, cgroup")
 }
 
-// userNamespaces is of no use to pods yet, whatever the kernel has.
+// userNamespaces are for pods with hostUsers: false.
 func (e *exam) userNamespaces() {
+	const check, refused = "user namespaces", "; until then pods with hostUsers: false are refused"
 	most := e.read("proc/sys/user/max_user_namespaces")
-	if !e.exists("proc/self/ns/user") {
-		most = "0"
+	switch {
+	case !e.exists("proc/self/ns/user"):
+		e.warn(check, "use a kernel with CONFIG_USER_NS"+refused, "the kernel has none")
+		return
+	case most == "0":
+		e.warn(check, "sysctl -w user.max_user_namespaces=15000"+refused, "user.max_user_namespaces is 0")
+		return
+	case unix.Geteuid() != 0 || e.Config.Containerd.Snapshotter != "overlayfs":
+		e.ok(check, "the kernel allows %s", most)
+		return
 	}
-	e.ok("user namespaces", "not used: berth refuses pods with hostUsers: false so far (the kernel allows %s)", most)
+	parent := nearest(e.Config.Root)
+	if err := onThread(func() error { return inScratch(parent, tryMappedOverlay) }); err != nil {
+		e.warn(check, `use Linux 5.19 or newer, and for "root" a file system whose mounts can have other IDs, such as ext4 or xfs`+refused,
+			"the kernel allows %s, but an overlay with other IDs in %s: %v", most, parent, err)
+		return
+	}
+	e.ok(check, "the kernel allows %s, and overlays with other IDs in %s", most, parent)
 }
 
 func (e *exam) seccomp() {
@@ -112,7 +154,23 @@ func (e *exam) securityModules() {
 	if modules == "" {
 		modules = "none that berth uses"
 	}
+	if strings.HasPrefix(e.read("sys/module/apparmor/parameters/enabled"), "Y") && e.program("apparmor_parser") == "" {
+		e.warn("security modules", "apt-get install apparmor: without its program berth cannot load its default profile, and containers run without one",
+			"%s; apparmor_parser is not installed", modules)
+		return
+	}
 	e.ok("security modules", "%s", modules)
+}
+
+// program is the path of an installed program, "" where it is not installed.
+func (e *exam) program(name string) string {
+	for _, dir := range append(filepath.SplitList(os.Getenv("PATH")), "/usr/sbin", "/sbin") {
+		path := filepath.Join(dir, name)
+		if st, err := os.Stat(filepath.Join(e.Root, path)); err == nil && st.Mode().IsRegular() {
+			return path
+		}
+	}
+	return ""
 }
 
 func (e *exam) forwarding() {
@@ -120,7 +178,24 @@ func (e *exam) forwarding() {
 		e.warn("IP forwarding", "sysctl -w net.ipv4.ip_forward=1 (the bridge plugin does it with the first pod)", "net.ipv4.ip_forward is off")
 		return
 	}
+	if e.Config.Network.DefaultSubnet6 != "" && e.read("proc/sys/net/ipv6/conf/all/forwarding") != "1" {
+		e.warn("IP forwarding", "sysctl -w net.ipv6.conf.all.forwarding=1 (the bridge plugin does it with the first pod)", "net.ipv6.conf.all.forwarding is off")
+		return
+	}
 	e.ok("IP forwarding", "net.ipv4.ip_forward is on")
+}
+
+// bridgeFilter is what kube-proxy wants of bridges.
+func (e *exam) bridgeFilter() {
+	const check = "bridge filter"
+	switch value := e.read("proc/sys/net/bridge/bridge-nf-call-iptables"); value {
+	case "1":
+		e.ok(check, "net.bridge.bridge-nf-call-iptables is on")
+	case "":
+		e.ok(check, "br_netfilter is not loaded; kube-proxy in mode iptables needs it where pods are on a bridge (modprobe br_netfilter; berth.service does it)")
+	default:
+		e.warn(check, "sysctl -w net.bridge.bridge-nf-call-iptables=1: else a pod does not reach the services of pods on its own node", "net.bridge.bridge-nf-call-iptables is %s", value)
+	}
 }
 
 // limits are those that machines with many pods run into.
@@ -130,6 +205,7 @@ func (e *exam) limits() {
 		least int
 	}{
 		{"fs/inotify/max_user_instances", 128},
+		{"fs/inotify/max_user_watches", 8192},
 		{"kernel/pid_max", 32768},
 		{"fs/file-max", 65536},
 	} {

@@ -15,6 +15,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"berth/internal/version"
 )
 
 // programTimeout bounds a program that is asked for its version.
@@ -212,6 +214,8 @@ func (e *exam) versionOf(path string) (string, error) {
 const (
 	diskWarn = 2 << 30
 	diskFail = 200 << 20
+	// stateFail is for the state directory, which holds little.
+	stateFail = 4 << 20
 )
 
 // disk looks at the places of images and containers.
@@ -220,13 +224,13 @@ func (e *exam) disk() {
 	check := "disk " + e.Config.Root
 	var st unix.Statfs_t
 	if err := unix.Statfs(dir, &st); err != nil {
-		e.fail(check, "", "%v", err)
+		e.fail(check, "see that it can be read", "%v", err)
 		return
 	}
 	free := st.Bavail * uint64(st.Bsize)
 	info, err := os.Stat(dir)
 	if err != nil {
-		e.fail(check, "", "%v", err)
+		e.fail(check, "see that it can be read", "%v", err)
 		return
 	}
 	switch {
@@ -247,9 +251,25 @@ func (e *exam) disk() {
 	default:
 		e.ok(check, "%.1f GiB free", float64(free)/(1<<30))
 	}
-	state := nearest(e.Config.State)
-	if err := unix.Statfs(state, &st); err == nil && st.Type != unix.TMPFS_MAGIC && st.Type != unix.RAMFS_MAGIC {
-		e.warn("disk "+e.Config.State, `put "state" on a tmpfs, as /run is: what is there must be gone after a reboot`, "%s is not on a tmpfs", state)
+	e.stateDisk()
+}
+
+// stateDisk looks at the place of sockets, pipes and mounts.
+func (e *exam) stateDisk() {
+	check, dir := "disk "+e.Config.State, nearest(e.Config.State)
+	var st unix.Statfs_t
+	if err := unix.Statfs(dir, &st); err != nil {
+		e.fail(check, "see that it can be read", "%v", err)
+		return
+	}
+	free := st.Bavail * uint64(st.Bsize)
+	switch {
+	case free < stateFail || st.Files > 0 && st.Ffree < 1000:
+		e.fail(check, "make room: df -h "+dir+"; df -i "+dir, "%d MiB and %d inodes free", free>>20, st.Ffree)
+	case st.Type != unix.TMPFS_MAGIC && st.Type != unix.RAMFS_MAGIC:
+		e.warn(check, `put "state" on a tmpfs, as /run is: what is there must be gone after a reboot`, "%s is not on a tmpfs", dir)
+	default:
+		e.ok(check, "%d MiB free on a tmpfs", free>>20)
 	}
 }
 
@@ -258,13 +278,18 @@ func (e *exam) daemon() {
 	if e.Probe == nil {
 		return
 	}
-	version, problems, err := e.Probe(e.ctx)
+	running, problems, err := e.Probe(e.ctx)
+	ours := version.Name + " " + version.Version()
 	switch {
 	case err != nil:
 		e.warn("daemon", "", "%v", err) // the error says what to do
+	case !strings.HasPrefix(running, version.Name+" "):
+		e.fail("daemon", "stop it and start berth, or give each a socket of its own (address)", "another runtime answers at the socket: %s", running)
 	case len(problems) > 0:
-		e.fail("daemon", "its log says more: journalctl -u berth", "%s: %s", version, strings.Join(problems, "; "))
+		e.fail("daemon", "its log says more: journalctl -u berth", "%s: %s", running, strings.Join(problems, "; "))
+	case running != ours:
+		e.warn("daemon", "systemctl restart berth: its containers run on", "%s answers and is ready, but %s is installed", running, ours)
 	default:
-		e.ok("daemon", "%s answers and is ready", version)
+		e.ok("daemon", "%s answers and is ready", running)
 	}
 }

@@ -4,10 +4,10 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"runtime"
 
+	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/google/nftables"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -38,7 +38,7 @@ func (e *exam) overlay() {
 		return
 	}
 	parent := nearest(e.Config.Root)
-	err := onThread(func() error { return tryOverlay(parent) })
+	err := onThread(func() error { return inScratch(parent, tryOverlay) })
 	if err != nil {
 		e.fail("overlay", `modprobe overlay; where the directory is itself on an overlay (a container), put "root" on another file system`,
 			"an overlay in %s: %v", parent, err)
@@ -47,8 +47,9 @@ func (e *exam) overlay() {
 	e.ok("overlay", "can be mounted in %s", parent)
 }
 
-// tryOverlay mounts an overlay in a mount namespace of the thread.
-func tryOverlay(parent string) (err error) {
+// inScratch runs fn in a mount namespace of the thread, with a new directory
+// that is gone afterwards.
+func inScratch(parent string, fn func(dir string) error) (err error) {
 	dir, err := os.MkdirTemp(parent, ".berth-doctor-")
 	if err != nil {
 		return err
@@ -60,18 +61,39 @@ func tryOverlay(parent string) (err error) {
 	if err := unix.Mount("", "/", "", unix.MS_PRIVATE|unix.MS_REC, ""); err != nil {
 		return fmt.Errorf("make mounts private: %w", err)
 	}
-	for _, sub := range []string{"lower", "upper", "work", "merged"} {
+	for _, sub := range []string{"lower", "mapped", "upper", "work", "merged"} {
 		if err := os.Mkdir(filepath.Join(dir, sub), 0o700); err != nil {
 			return err
 		}
 	}
-	options := fmt.Sprintf("lowerdir=%[1]s/lower,upperdir=%[1]s/upper,workdir=%[1]s/work", dir)
+	return fn(dir)
+}
+
+func tryOverlay(dir string) error { return mountOverlay(dir, "lower") }
+
+func mountOverlay(dir, lower string) error {
+	options := fmt.Sprintf("lowerdir=%[1]s/%[2]s,upperdir=%[1]s/upper,workdir=%[1]s/work", dir, lower)
 	merged := filepath.Join(dir, "merged")
 	if err := unix.Mount("overlay", merged, "overlay", 0, options); err != nil {
 		return fmt.Errorf("mount: %w", err)
 	}
 	writeErr := os.WriteFile(filepath.Join(merged, "file"), nil, 0o600)
 	return errors.Join(writeErr, unix.Unmount(merged, unix.MNT_DETACH))
+}
+
+// tryMappedOverlay has the lower directory owned by a user namespace's root.
+func tryMappedOverlay(dir string) (err error) {
+	const ids = "0:65536:65536"
+	userns, err := mount.GetUsernsFD(ids, ids)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, userns.Close()) }()
+	mapped := filepath.Join(dir, "mapped")
+	if err := mount.IDMapMount(filepath.Join(dir, "lower"), mapped, int(userns.Fd())); err != nil {
+		return err
+	}
+	return errors.Join(mountOverlay(dir, "mapped"), unix.Unmount(mapped, unix.MNT_DETACH))
 }
 
 // links makes a bridge and a pair of virtual Ethernet devices in a network
@@ -96,11 +118,12 @@ func (e *exam) links() {
 	e.ok("network devices", "bridge and veth can be made")
 }
 
-// firewall is what masquerading and host ports are made with.
+// firewall is what masquerading and host ports are made with: by berth itself,
+// which needs no program for nftables, or by plugins that execute one.
 func (e *exam) firewall() {
 	var program string
 	for _, name := range []string{"nft", "iptables"} {
-		if _, err := exec.LookPath(name); err == nil {
+		if e.program(name) != "" {
 			program = name
 			break
 		}
@@ -110,13 +133,15 @@ func (e *exam) firewall() {
 		kernelErr = inThrowawayNetwork(tryNftables)
 	}
 	switch {
-	case program == "":
-		e.warn("firewall", "apt-get install nftables (or iptables): CNI's bridge and portmap plugins use it for masquerading and host ports",
-			"neither nft nor iptables is installed")
-	case kernelErr != nil && program == "nft":
-		e.warn("firewall", "modprobe nf_tables, or install iptables-legacy", "nftables: %v", kernelErr)
-	case kernelErr != nil:
+	case kernelErr != nil && program == "iptables":
 		e.warn("firewall", "modprobe nf_tables, unless the iptables here is iptables-legacy", "iptables is installed; nftables: %v", kernelErr)
+	case kernelErr != nil:
+		e.warn("firewall", "modprobe nf_tables, or install iptables-legacy", "nftables: %v", kernelErr)
+	case program == "" && !e.Config.Network.Builtin:
+		e.warn("firewall", "apt-get install nftables (or iptables): CNI's bridge and portmap plugins execute it for masquerading and host ports",
+			"neither nft nor iptables is installed")
+	case program == "":
+		e.ok("firewall", "nftables in the kernel; neither nft nor iptables is installed, nor needed by the built-in plugins")
 	default:
 		e.ok("firewall", "nftables in the kernel, %s installed", program)
 	}
@@ -171,10 +196,17 @@ func (e *exam) cgroups() {
 	if !has["io"] && !has["blkio"] {
 		wanted = append(wanted, "io")
 	}
-	what := fmt.Sprintf("version %d, driver %s, controllers %v", c.Version(), c.Driver(), c.Controllers())
+	version := fmt.Sprint(c.Version())
+	if c.Version() == 1 && e.exists("sys/fs/cgroup/unified/cgroup.controllers") {
+		version = "1 (hybrid)"
+	}
+	e.version, e.driver = c.Version(), c.Driver()
+	what := fmt.Sprintf("version %s, driver %s, controllers %v", version, c.Driver(), c.Controllers())
 	switch {
 	case len(needed) > 0:
 		e.fail("cgroups", "enable them (kernel command line: cgroup_enable=memory; v2: cgroup.subtree_control of the root)", "%s: without %v", what, needed)
+	case c.Driver() == host.SystemdDriver && !e.exists("run/dbus/system_bus_socket") && !e.exists("run/systemd/private"):
+		e.fail("cgroups", `apt-get install dbus, or set cgroup.driver = "cgroupfs"`, "%s: there is no socket to ask systemd for cgroups", what)
 	case len(wanted) > 0:
 		e.warn("cgroups", "pods that limit these will not be limited", "%s: without %v", what, wanted)
 	default:

@@ -2,6 +2,7 @@ package record
 
 import (
 	"context"
+	"database/sql"
 	"fmt"
 	"time"
 )
@@ -30,7 +31,11 @@ func (s *Store) End(op, object string) error {
 
 // Unfinished lists what a daemon before this one left half done, oldest first.
 func (s *Store) Unfinished(ctx context.Context) ([]Unfinished, error) {
-	rows, err := s.side.QueryContext(ctx, "SELECT op, object, step, begun FROM journal ORDER BY begun")
+	return unfinished(ctx, s.side)
+}
+
+func unfinished(ctx context.Context, db *sql.DB) ([]Unfinished, error) {
+	rows, err := db.QueryContext(ctx, "SELECT op, object, step, begun FROM journal ORDER BY begun")
 	if err != nil {
 		return nil, fmt.Errorf("read journal: %w", err)
 	}

@@ -44,33 +44,38 @@ func newTable[T any](s *Store, name string, c codec[T]) *Table[T] {
 //
 // Errors: ErrFailedPrecondition for a row that a newer berth wrote; it is no
 // damage.
-func (t *Table[T]) read(ctx context.Context) (map[string]error, error) {
-	rows, err := t.store.db.QueryContext(ctx, "SELECT id, body, config FROM "+t.name)
+func (t *Table[T]) read(ctx context.Context) (damaged map[string]error, err error) {
+	t.rows, damaged, err = decodeRows(ctx, t.store.db, t.name, t.codec)
+	return damaged, err
+}
+
+func decodeRows[T any](ctx context.Context, db *sql.DB, table string, c codec[T]) (values map[string]*T, damaged map[string]error, err error) {
+	rows, err := db.QueryContext(ctx, "SELECT id, body, config FROM "+table)
 	if err != nil {
-		return nil, fmt.Errorf("read %s: %w", t.name, err)
+		return nil, nil, fmt.Errorf("read %s: %w", table, err)
 	}
 	defer rows.Close()
-	damaged := map[string]error{}
+	values, damaged = map[string]*T{}, map[string]error{}
 	for rows.Next() {
 		var id string
 		var body, config []byte
 		if err := rows.Scan(&id, &body, &config); err != nil {
-			return nil, fmt.Errorf("read %s: %w", t.name, err)
+			return nil, nil, fmt.Errorf("read %s: %w", table, err)
 		}
-		value, err := t.codec.decode(body, config)
-		if err == nil && t.codec.id(value) != id {
-			err = fmt.Errorf("the row of %s holds the record of %q", id, t.codec.id(value))
+		value, err := c.decode(body, config)
+		if err == nil && c.id(value) != id {
+			err = fmt.Errorf("the row of %s holds the record of %q", id, c.id(value))
 		}
 		if errdefs.IsFailedPrecondition(err) {
-			return nil, fmt.Errorf("%s %s: %w", t.codec.kind, id, err)
+			return nil, nil, fmt.Errorf("%s %s: %w", c.kind, id, err)
 		}
 		if err != nil {
 			damaged[id] = err
 			continue
 		}
-		t.rows[id] = value
+		values[id] = value
 	}
-	return damaged, rows.Err()
+	return values, damaged, rows.Err()
 }
 
 // begin sets aside what could not be read and makes the table ready for
