@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"os"
 	"strings"
-	"syscall"
 	"time"
 
 	containerd "github.com/containerd/containerd/v2/client"
@@ -120,18 +119,6 @@ func (s *Service) join(ctx context.Context, l *live) (containerd.Task, error) {
 		containerd.WithRuntimePath(s.SupervisorBinary))
 }
 
-// joinAgain is join for a container whose task containerd has forgotten. It may
-// have left the task's bundle, which nobody but it would need.
-func (s *Service) joinAgain(ctx context.Context, l *live) (containerd.Task, error) {
-	task, err := s.join(ctx, l)
-	if err != nil && strings.Contains(err.Error(), syscall.EEXIST.Error()) {
-		if err = s.removeBundle(l.id); err == nil {
-			task, err = s.join(ctx, l)
-		}
-	}
-	return task, err
-}
-
 // keep has what the next supervisor would need of a container.
 func (s *Service) keep(l *live) {
 	err := s.Supervisors.Keep(s.base, l.supervisor, l.id, s.stdioDir(l.id))
@@ -142,8 +129,8 @@ func (s *Service) keep(l *live) {
 
 // rejoin finds a container again after the connection to its task broke with
 // an error. It returns how the container ended where there is no more to find.
-// containerd, for which the task is dead, needs a moment to forget it; so
-// rejoin is called until waiting works.
+// An external containerd, for which the task is dead, needs a moment to forget
+// it; so rejoin is called until waiting works.
 func (s *Service) rejoin(l *live, broken error) *end {
 	ctx, cancel := context.WithTimeout(s.base, clearTimeout)
 	defer cancel()
@@ -158,7 +145,7 @@ func (s *Service) rejoin(l *live, broken error) *end {
 	if err == nil {
 		// The task that l has names this one too.
 		if _, err = s.loadTask(s.Engine.Context(ctx), l.id); notFound(err) {
-			if _, err = s.joinAgain(ctx, l); err == nil {
+			if _, err = s.join(ctx, l); err == nil {
 				s.keep(l)
 			}
 		}
@@ -198,7 +185,7 @@ func (s *Service) resumeSupervised(ctx context.Context, c *record.Container) err
 	}
 	task, err := s.loadTask(s.Engine.Context(ctx), c.ID)
 	if notFound(err) {
-		task, err = s.joinAgain(ctx, l)
+		task, err = s.join(ctx, l)
 	}
 	if err != nil {
 		return err

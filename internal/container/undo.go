@@ -175,12 +175,13 @@ func names(cmdline []string, id string) bool {
 func (s *Service) removeBundle(id string) error {
 	errs := []error{host.RemoveTree(s.Paths.State, filepath.Join("runc", engine.Namespace, id))}
 	if s.Engine.Embedded() {
-		bundles := filepath.Join("io.containerd.runtime.v2.task", engine.Namespace, id)
-		bundle := filepath.Join(s.Paths.ContainerdState(), bundles)
-		if _, err := os.Lstat(bundle); err == nil {
-			errs = append(errs, host.UnmountBelow(bundle))
+		for _, dir := range engine.BundleDirs(id) {
+			bundle := filepath.Join(s.Paths.ContainerdState(), dir)
+			if _, err := os.Lstat(bundle); err == nil {
+				errs = append(errs, host.UnmountBelow(bundle))
+			}
+			errs = append(errs, host.RemoveTree(s.Paths.ContainerdState(), dir), host.RemoveTree(s.Paths.Containerd(), dir))
 		}
-		errs = append(errs, host.RemoveTree(s.Paths.ContainerdState(), bundles), host.RemoveTree(s.Paths.Containerd(), bundles))
 	}
 	return errors.Join(errs...)
 }

@@ -3,7 +3,7 @@ package engine
 // The plugins that the embedded containerd is made of. What is not here is not
 // in it: no CRI plugin, no tracing exporter, no metrics or debug server, no
 // monitors that poll cgroups. The garbage collection's scheduler and the overlay
-// snapshotter's plugin are our own: see collect.go.
+// snapshotter's plugin are our own: see collect.go, and runtime.go for tasks.
 import (
 	// Task options of the runc shim, so that they can be decoded.
 	_ "github.com/containerd/containerd/api/types/runc/options"
@@ -42,10 +42,12 @@ import (
 
 // disabled are plugins that come with a package above and must not run:
 // grpc-prometheus registers with the process's one registry and panics the
-// second time, grpc-otel and otelttrpc trace every call.
+// second time, grpc-otel and otelttrpc trace every call. Of the task manager
+// runtime.go makes the runtime.
 var disabled = []string{
 	"io.containerd.metrics.v1.grpc-prometheus",
 	"io.containerd.metrics.v1.grpc-otel",
+	"io.containerd.runtime.v2.task",
 	"io.containerd.server.v1.grpc-tcp",
 }
 
@@ -64,7 +66,7 @@ var required = []string{
 	"io.containerd.lease.v1.manager",
 	"io.containerd.metadata.v1.bolt",
 	"io.containerd.mount-manager.v1.bolt",
-	"io.containerd.runtime.v2.task",
+	"io.containerd.runtime.v2.joined",
 	"io.containerd.sandbox.controller.v1.shim",
 	"io.containerd.sandbox.store.v1.local",
 	"io.containerd.server.v1.grpc",
