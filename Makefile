@@ -143,6 +143,18 @@ bin/test/kubelet: $(KUBELET_PINS)
 bin/test/probed:
 	CGO_ENABLED=0 $(GOBUILD) -o $@ ./test/kubelet/probed
 
+# gVisor's runtime and its shim, by the names that containerd looks for.
+GVISOR_PINS := tools/gvisor/go.mod tools/gvisor/go.sum
+GVISOR_VERSION = $$($(GO) list -m -f '{{.Version}}' gvisor.dev/gvisor)
+bin/test/runsc: $(GVISOR_PINS)
+	cd tools/gvisor && CGO_ENABLED=0 $(GOBUILD) -p 2 -o ../../$@ \
+		-ldflags "-s -w -X gvisor.dev/gvisor/runsc/version.version=$(GVISOR_VERSION)" gvisor.dev/gvisor/runsc
+	touch $@
+
+bin/test/containerd-shim-runsc-v1: $(GVISOR_PINS)
+	cd tools/gvisor && CGO_ENABLED=0 $(GOBUILD) -p 2 -ldflags '-s -w' -o ../../$@ gvisor.dev/gvisor/shim
+	touch $@
+
 # The peer that make bench measures: containerd's daemon with its CRI plugin.
 CONTAINERD := github.com/containerd/containerd/v2
 bin/bench/containerd: tools/bench/go.mod tools/bench/go.sum
