@@ -86,7 +86,12 @@ type Handler struct {
 	Binary string `toml:"binary"`
 	// Supervisor says how many pods share a supervisor, SupervisorNode or
 	// SupervisorPod; it is for SupervisorType only.
-	Supervisor                   string `toml:"supervisor"`
+	Supervisor string `toml:"supervisor"`
+	// Sandbox says what the shim wants of a pod before its containers,
+	// SandboxNone or SandboxContainer; it is for shims only.
+	Sandbox string `toml:"sandbox"`
+	// ConfigPath is a file of the shim's own options.
+	ConfigPath                   string `toml:"config_path"`
 	PrivilegedWithoutHostDevices bool   `toml:"privileged_without_host_devices"`
 	// PodAnnotations and ContainerAnnotations are patterns, as of path.Match.
 	PodAnnotations       []string `toml:"pod_annotations"`
@@ -100,7 +105,14 @@ const (
 	// SupervisorNode has all pods share one, SupervisorPod gives each its own.
 	SupervisorNode = "node"
 	SupervisorPod  = "pod"
+	// SandboxNone: containers need nothing but the pod's namespaces.
+	// SandboxContainer: each pod has one more container, the first and last one.
+	SandboxNone      = "none"
+	SandboxContainer = "container"
 )
+
+// WantsPause tells whether the handler's shim wants a sandbox container.
+func (h Handler) WantsPause() bool { return h.Sandbox == SandboxContainer }
 
 // SupervisorOf is the handler's value of supervisor; "" where a shim runs its
 // containers.

@@ -24,6 +24,9 @@ const (
 	stateMargin = 24
 )
 
+// runcType is the shim for runc, whose options are berth's own.
+const runcType = "io.containerd.runc.v2"
+
 var (
 	handlerName = regexp.MustCompile(`^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$`)
 	shimType    = regexp.MustCompile(`^[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)+\.v[0-9]+$`)
@@ -198,7 +201,7 @@ func (r *Runtime) validate() []error {
 		case !filepath.IsAbs(h.Type) && !shimType.MatchString(h.Type):
 			errs = append(errs, invalid(key+".type", h.Type, "is neither a shim's name such as \"io.containerd.runc.v2\" nor an absolute path"))
 		}
-		errs = append(errs, absoluteOrEmpty(key+".binary", h.Binary), h.validateSupervisor(key))
+		errs = append(errs, absoluteOrEmpty(key+".binary", h.Binary), h.validateSupervisor(key), h.validateSandbox(key), h.validateConfigPath(key))
 		errs = append(errs, patterns(key+".pod_annotations", h.PodAnnotations)...)
 		errs = append(errs, patterns(key+".container_annotations", h.ContainerAnnotations)...)
 	}
@@ -225,6 +228,20 @@ func (h Handler) validateSupervisor(key string) error {
 		return invalid(key+".supervisor", h.Supervisor, "is for type %q only", SupervisorType)
 	}
 	return nil
+}
+
+func (h Handler) validateSandbox(key string) error {
+	if h.Type == SupervisorType && h.WantsPause() {
+		return invalid(key+".sandbox", h.Sandbox, "is for shims of others; type %q needs none", SupervisorType)
+	}
+	return oneOf(key+".sandbox", h.Sandbox, "", SandboxNone, SandboxContainer)
+}
+
+func (h Handler) validateConfigPath(key string) error {
+	if h.ConfigPath != "" && (h.Type == SupervisorType || h.Type == runcType) {
+		return invalid(key+".config_path", h.ConfigPath, "is of no use: type %q has no file of options", h.Type)
+	}
+	return absoluteOrEmpty(key+".config_path", h.ConfigPath)
 }
 
 func (c *Config) validateCgroup() []error {

@@ -98,17 +98,23 @@ func (s *Service) undoStart(id string) []steps.Step {
 // processes that name the container, its cgroup with all in it, the shim's
 // bundle and runc's state.
 func (s *Service) clearTask(ctx context.Context, id string) error {
-	ctx, cancel := context.WithTimeout(s.Engine.Context(ctx), clearTimeout)
+	return s.endTask(s.Engine.Context(ctx), id, s.supervisorOf(id), s.cgroupOf(id))
+}
+
+// endTask is clearTask for a container that supervisor has, or a shim where
+// that is "", and whose cgroup is known or "".
+func (s *Service) endTask(ctx context.Context, id, supervisor, cgroup string) error {
+	ctx, cancel := context.WithTimeout(ctx, clearTimeout)
 	defer cancel()
 	if err := s.deleteTask(ctx, id); err != nil {
 		s.Log.Debug("task not deleted by containerd; its processes are ended directly", "container", id, "err", err)
 	}
-	if name := s.supervisorOf(id); name != "" {
-		s.deleteSupervised(ctx, name, id)
+	if supervisor != "" {
+		s.deleteSupervised(ctx, supervisor, id)
 	} else if err := killNamed(ctx, id); err != nil {
 		return err
 	}
-	if cgroup := s.cgroupOf(id); cgroup != "" {
+	if cgroup != "" {
 		if err := errors.Join(s.Cgroups.KillAll(ctx, cgroup), s.Cgroups.Remove(cgroup)); err != nil {
 			return err
 		}

@@ -274,6 +274,7 @@ func (p *parts) openLifecycles(context.Context) error {
 	for name, h := range p.Config.Runtime.Handlers {
 		handlers[name] = container.Handler{
 			Type: h.Type, Binary: p.Config.RuncBinary(h, p.Executable), Supervisor: h.SupervisorOf(),
+			Pause: h.WantsPause(), ConfigPath: h.ConfigPath,
 			PrivilegedWithoutHostDevices: h.PrivilegedWithoutHostDevices,
 			PodAnnotations:               h.PodAnnotations, ContainerAnnotations: h.ContainerAnnotations,
 		}
@@ -287,7 +288,7 @@ func (p *parts) openLifecycles(context.Context) error {
 	p.later(p.containers.Close)
 	p.sandboxes = sandbox.New(sandbox.Options{
 		Paths: p.paths, Store: p.store, Steps: p.steps, Network: p.network, Cgroups: p.cgroups, Reaper: p.reaper,
-		InitBinary: p.supervisorBinary(), Containers: p.containers, Events: publisher, Log: p.Log,
+		InitBinary: p.supervisorBinary(), Containers: p.containers, Pauses: p.containers, Events: publisher, Log: p.Log,
 		Handlers: p.handlerNames(), Default: p.Config.Runtime.DefaultHandler,
 		CgroupParent: p.Config.CgroupParent(p.cgroups.Driver()),
 	})

@@ -40,7 +40,11 @@ type Sandbox struct {
 	IPs []string
 	// Network is the name of the CNI configuration that IPs come from.
 	Network string
-	// Init is PID 1 of a shared PID namespace, where the pod has one.
+	// Pause says that the pod has a sandbox container, made by its handler's
+	// shim.
+	Pause bool `json:",omitempty"`
+	// Init is PID 1 of a shared PID namespace, or the sandbox container's
+	// process, where the pod has one: the pod ends with it.
 	Init *Process `json:",omitempty"`
 }
 

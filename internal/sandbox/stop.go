@@ -54,6 +54,7 @@ func (s *Service) stop(ctx context.Context, id string) error {
 		// From here on the sandbox is not ready, and takes no new container.
 		steps.Step{Name: "record", Do: func(context.Context) error { return s.setState(id, record.SandboxStopping) }},
 		steps.Step{Name: "containers", Do: func(ctx context.Context) error { return s.Containers.StopAll(ctx, id) }},
+		steps.Step{Name: "pause", Do: undo["pause"]},
 		steps.Step{Name: "network", Do: undo["network"]},
 		steps.Step{Name: "init", Do: undo["init"]},
 		steps.Step{Name: "namespaces", Do: undo["namespaces"]},

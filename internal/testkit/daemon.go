@@ -233,6 +233,7 @@ func (d *Daemon) libexec() (string, error) {
 	for name, target := range map[string]string{
 		"runc": "libexec/runc", "containerd-shim-runc-v2": "libexec/containerd-shim-runc-v2",
 		"cni": "libexec/cni", "containerd-shim-berth-v1": "containerd-shim-berth-v1",
+		"containerd-shim-runsc-v1": "test/containerd-shim-runsc-v1",
 	} {
 		if err := os.Symlink(filepath.Join(root, "bin", target), filepath.Join(dir, name)); err != nil {
 			return "", err

@@ -84,7 +84,7 @@ func setup() (func() error, error) {
 	for name := range strings.SplitSeq(wanted, ",") {
 		engine, handler, _ := strings.Cut(name, "/")
 		if byEngine[engine] == nil {
-			s, err := share(engine == "external")
+			s, err := share(engine == "external", strings.Contains(wanted, "/runsc"))
 			if s != nil {
 				byEngine[engine] = s
 			}
@@ -114,13 +114,21 @@ type shared struct {
 	before string
 }
 
-func share(external bool) (*shared, error) {
+func share(external, gvisor bool) (*shared, error) {
 	ctx := context.Background()
-	d, err := testkit.NewDaemon(testkit.DaemonOptions{External: external})
+	d, err := testkit.NewDaemon(testkit.DaemonOptions{External: external, Config: map[string]any{
+		"runtime.handlers.paused.type":    "io.containerd.runc.v2",
+		"runtime.handlers.paused.sandbox": "container",
+	}})
 	if err != nil {
 		return nil, err
 	}
 	s := &shared{d: d}
+	if gvisor {
+		if err := d.GVisor(); err != nil {
+			return s, err
+		}
+	}
 	if err := d.Start(ctx); err != nil {
 		return s, err
 	}
