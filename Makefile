@@ -158,12 +158,12 @@ bin/test/runsc: $(GVISOR_PINS)
 
 # tools/gvisor/shim.go says why it is not built as it is.
 bin/test/containerd-shim-runsc-v1: $(GVISOR_PINS) tools/gvisor/shim.go
-	mkdir -p bin/test/shim-runsc
-	cd tools/gvisor && cp shim.go ../../bin/test/shim-runsc/main.go && \
+	mkdir -p bin/test/_shim-runsc
+	cd tools/gvisor && cp shim.go ../../bin/test/_shim-runsc/main.go && \
 		sed -e 's/^package v1$$/package main/' -e 's/oomScoreMax = -999$$/oomScoreMax = 0/' \
-			"$$($(GO) list -m -f '{{.Dir}}' gvisor.dev/gvisor)/pkg/shim/v1/manager.go" >../../bin/test/shim-runsc/manager.go && \
-		grep -q 'oomScoreMax = 0$$' ../../bin/test/shim-runsc/manager.go && \
-		CGO_ENABLED=0 $(GOBUILD) -p 2 -ldflags '-s -w' -o ../../$@ ../../bin/test/shim-runsc/main.go ../../bin/test/shim-runsc/manager.go
+			"$$($(GO) list -m -f '{{.Dir}}' gvisor.dev/gvisor)/pkg/shim/v1/manager.go" >../../bin/test/_shim-runsc/manager.go && \
+		grep -q 'oomScoreMax = 0$$' ../../bin/test/_shim-runsc/manager.go && \
+		CGO_ENABLED=0 $(GOBUILD) -p 2 -ldflags '-s -w' -o ../../$@ ../../bin/test/_shim-runsc/main.go ../../bin/test/_shim-runsc/manager.go
 	touch $@
 
 # The peer that make bench measures: containerd's daemon with its CRI plugin.

@@ -59,7 +59,7 @@ func (s *Service) Exec(ctx context.Context, id string, cmd []string, streams Str
 	main, _ := host.ProcessOf(c.PID) // one that is gone is not alive
 	stdin := &endedReader{Reader: streams.Stdin, ended: make(chan struct{})}
 	process, err := s.startExec(ctx, l, cmd, streams, stdin)
-	if err != nil && ctx.Err() == nil && c.PID > 0 && !main.Alive() {
+	if err != nil && ctx.Err() == nil && (c.PID > 0 && !main.Alive() || l.hasEnded(ctx)) {
 		err = fmt.Errorf("the container has just ended: %v: %w", err, errdefs.ErrFailedPrecondition)
 	}
 	if err != nil {

@@ -156,3 +156,43 @@ func (s *Service) awaitGone(ctx context.Context, sandboxID string) error {
 	}
 	return nil
 }
+
+// AsksShim tells whether what a container uses is known to its shim alone.
+func (s *Service) AsksShim(c *record.Container) bool { return s.Handlers[c.Handler].Pause }
+
+// Metrics are what the container's shim says that it uses. ErrNotFound for one
+// that is gone.
+func (s *Service) Metrics(ctx context.Context, id string) (any, error) {
+	_, l, err := s.running(id)
+	if err != nil {
+		return nil, err
+	}
+	task, err := l.task()
+	if err != nil {
+		return nil, err
+	}
+	said, err := task.Metrics(s.Engine.Context(ctx))
+	if err != nil {
+		return nil, err
+	}
+	return typeurl.UnmarshalAny(said.GetData())
+}
+
+// hasEnded asks a shim whether the container's process has ended: where it runs
+// in a kernel of its own, this machine's does not know.
+func (l *live) hasEnded(ctx context.Context) bool {
+	select {
+	case <-l.ended:
+		return true
+	default:
+	}
+	if l.supervisor != "" {
+		return false
+	}
+	task, err := l.task()
+	if err != nil {
+		return false
+	}
+	status, err := task.Status(ctx)
+	return notFound(err) || err == nil && status.Status == containerd.Stopped
+}

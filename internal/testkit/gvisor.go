@@ -6,6 +6,18 @@ import (
 	"path/filepath"
 )
 
+// gVisorOptions are of its shim, with the paths of its runtime and of its
+// state. Without the last one it keeps a namespace for as long as the machine
+// runs; seccomp and raw sockets are off by themselves.
+const gVisorOptions = `binary_name = %q
+root = %q
+[runsc_config]
+platform = "systrap"
+oci-seccomp = "true"
+net-raw = "true"
+gofer-network-namespace = "new"
+`
+
 // GVisor adds to the daemon's configuration the handler runsc, whose pods run
 // in gVisor. The daemon does not run yet. It is an error where gVisor was not
 // built.
@@ -21,7 +33,7 @@ func (d *Daemon) GVisor() error {
 		}
 	}
 	options := filepath.Join(d.Base, "runsc.toml")
-	text := fmt.Sprintf("binary_name = %q\nroot = %q\n[runsc_config]\nplatform = \"systrap\"\n", runsc, filepath.Join(d.State, "runsc"))
+	text := fmt.Sprintf(gVisorOptions, runsc, filepath.Join(d.Base, "runsc"))
 	if err := os.WriteFile(options, []byte(text), 0o600); err != nil {
 		return err
 	}

@@ -166,6 +166,7 @@ func each(t *testing.T, f func(t *testing.T, c *testkit.Client)) {
 	for _, target := range targets {
 		t.Run(target.name, func(t *testing.T) {
 			t.Parallel()
+			supported(t, target.client.Handler)
 			f(t, target.client)
 		})
 	}
