@@ -68,8 +68,11 @@ func (s *Service) Exec(ctx context.Context, id string, cmd []string, streams Str
 	code, err = s.waitExec(ctx, process, stdin.ended, streams.Resize)
 	if err == nil {
 		s.drainExec(c.ID, process)
+		err = s.forgetExec(c.ID, process)
+	} else {
+		err = errors.Join(err, deleteExec(ctx, process))
 	}
-	if err = errors.Join(err, deleteExec(ctx, process)); err != nil {
+	if err != nil {
 		return 0, fmt.Errorf("exec of %q in container %s: %w", cmd[0], c.ID, err)
 	}
 	return code, nil
@@ -116,6 +119,29 @@ func deleteExec(ctx context.Context, p containerd.Process) error {
 	defer cancel()
 	_, err := p.Delete(ctx, containerd.WithProcessKill)
 	return ignoreGone(err)
+}
+
+// forgetExec removes a command that has ended. A shim may take until all is
+// gone that holds the command's output; the caller does not wait for that.
+func (s *Service) forgetExec(id string, p containerd.Process) error {
+	removed := make(chan error, 1)
+	s.wg.Go(func() {
+		ctx, cancel := context.WithTimeout(s.base, execEnd)
+		defer cancel()
+		_, err := p.Delete(ctx)
+		removed <- ignoreGone(err)
+	})
+	timer := time.NewTimer(execDrain)
+	defer timer.Stop()
+	select {
+	case err := <-removed:
+		return err
+	case <-timer.C:
+		s.Log.Debug("a command has ended, and its shim does not let go of it yet", "container", id, "exec", p.ID())
+		p.IO().Cancel() // nothing is written to the caller's streams after it has returned
+		p.IO().Wait()
+		return nil
+	}
 }
 
 func (s *Service) execDir(id string) string {

@@ -420,8 +420,12 @@ func forwarders(t *testing.T, address string) map[string]func(ports []string, st
 func TestPortForward(t *testing.T) {
 	each(t, func(t *testing.T, c *testkit.Client) {
 		p := c.Pod(t)
-		server := p.Container(t, busybox, []string{"sh", "-c", "mkdir /www && seq 100000 > /www/long && exec httpd -f -p 127.0.0.1:8080 -h /www"})
-		six := p.Container(t, busybox, []string{"sh", "-c", "mkdir /www && echo six > /www/six && exec httpd -f -p [::1]:8081 -h /www"})
+		four, six6 := "127.0.0.1", "[::1]"
+		if c.Handler == gVisor { // its loopback is inside
+			four, six6 = "0.0.0.0", "[::]"
+		}
+		server := p.Container(t, busybox, []string{"sh", "-c", "mkdir /www && seq 100000 > /www/long && exec httpd -f -p " + four + ":8080 -h /www"})
+		six := p.Container(t, busybox, []string{"sh", "-c", "mkdir /www && echo six > /www/six && exec httpd -f -p " + six6 + ":8081 -h /www"})
 		resp, err := c.PortForward(t.Context(), &cri.PortForwardRequest{PodSandboxId: p.ID, Port: []int32{8080, 8081, 9}})
 		if err != nil {
 			t.Fatal(err)
