@@ -48,6 +48,11 @@ type Sandbox struct {
 	Init *Process `json:",omitempty"`
 }
 
+// AnnotationUniqueName, on a sandbox's configuration, asks that no other
+// sandbox has its name and namespace, whatever their UIDs. A kubelet sees to
+// that itself; `berth run` cannot.
+const AnnotationUniqueName = "berth.dev/unique-name"
+
 // A Process is named by PID and start time, since PIDs are used again.
 type Process struct {
 	PID   int

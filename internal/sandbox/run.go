@@ -52,6 +52,11 @@ func (s *Service) run(ctx context.Context, cfg *runtime.PodSandboxConfig, handle
 			return "", fmt.Errorf("pod %s was stopped as sandbox %s; remove it or raise metadata.attempt: %w", name(cfg.GetMetadata()), box.ID, errdefs.ErrAlreadyExists)
 		}
 	}
+	unlock, err := s.claimName(ctx, cfg)
+	if err != nil {
+		return "", err
+	}
+	defer unlock()
 	id, err := newID()
 	if err != nil {
 		return "", err
@@ -73,6 +78,26 @@ func (s *Service) run(ctx context.Context, cfg *runtime.PodSandboxConfig, handle
 	}
 	s.announce(id)
 	return id, nil
+}
+
+// claimName keeps other sandboxes from a name that is to be this one's alone,
+// until unlock. ErrAlreadyExists: one has it.
+func (s *Service) claimName(ctx context.Context, cfg *runtime.PodSandboxConfig) (unlock func(), err error) {
+	if cfg.GetAnnotations()[record.AnnotationUniqueName] == "" {
+		return func() {}, nil
+	}
+	m := cfg.GetMetadata()
+	shown := m.GetNamespace() + "/" + m.GetName()
+	if unlock, err = s.slots.Acquire(ctx, "name "+shown); err != nil {
+		return nil, err
+	}
+	for _, box := range s.Store.Sandboxes.List() {
+		if have := box.Config.GetMetadata(); have.GetName() == m.GetName() && have.GetNamespace() == m.GetNamespace() {
+			unlock()
+			return nil, fmt.Errorf("pod %s is there already as sandbox %s (%s); remove it first: %w", shown, box.ID, box.State, errdefs.ErrAlreadyExists)
+		}
+	}
+	return unlock, nil
 }
 
 // newID returns 64 hexadecimal characters, the form that tools know containers by.
