@@ -234,7 +234,10 @@ func (h Handler) validateSandbox(key string) error {
 	if h.Type == SupervisorType && h.WantsPause() {
 		return invalid(key+".sandbox", h.Sandbox, "is for shims of others; type %q needs none", SupervisorType)
 	}
-	return oneOf(key+".sandbox", h.Sandbox, "", SandboxNone, SandboxContainer)
+	if h.Sandbox == "" {
+		return nil
+	}
+	return oneOf(key+".sandbox", h.Sandbox, SandboxNone, SandboxContainer)
 }
 
 func (h Handler) validateConfigPath(key string) error {

@@ -1,9 +1,13 @@
 package e2e
 
 import (
+	"context"
+	"encoding/json"
 	"strings"
 	"testing"
+	"time"
 
+	"golang.org/x/sys/unix"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"berth/internal/testkit"
@@ -31,5 +35,34 @@ func TestSandboxContainer(t *testing.T) {
 		if ps := ctr.Exec(t, "ps"); !strings.Contains(ps, "pause") || !strings.Contains(ps, "sleep 1000") {
 			t.Errorf("processes of the pod:\n%s", ps)
 		}
+		stats, err := c.ContainerStats(t.Context(), &cri.ContainerStatsRequest{ContainerId: ctr.ID})
+		if err != nil || stats.Stats.Memory.GetUsageBytes().GetValue() == 0 {
+			t.Errorf("statistics from the shim: %v, %v", stats, err)
+		}
+		// With the sandbox container the pod ends.
+		if err := unix.Kill(sandboxPID(t, p), unix.SIGKILL); err != nil {
+			t.Fatal(err)
+		}
+		testkit.Until(t, 20*time.Second, func(context.Context) string {
+			if s := p.Status(t); s.State != cri.PodSandboxState_SANDBOX_NOTREADY {
+				return "the pod is " + s.State.String()
+			}
+			return ""
+		})
+		ctr.Exited(t)
 	})
+}
+
+// sandboxPID is the process that holds a pod together.
+func sandboxPID(t *testing.T, p *testkit.Pod) int {
+	t.Helper()
+	resp, err := p.Client().PodSandboxStatus(t.Context(), &cri.PodSandboxStatusRequest{PodSandboxId: p.ID, Verbose: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var info struct{ PID int }
+	if err := json.Unmarshal([]byte(resp.Info["info"]), &info); err != nil || info.PID < 2 {
+		t.Fatalf("process %d of %s: %v", info.PID, resp.Info["info"], err)
+	}
+	return info.PID
 }
