@@ -102,6 +102,9 @@ const (
 	// SupervisorType is the type of handlers whose containers berth's own
 	// supervisor runs.
 	SupervisorType = "io.containerd.berth.v1"
+	// RuncType is that of handlers whose containers containerd's shim for runc
+	// runs.
+	RuncType = "io.containerd.runc.v2"
 	// SupervisorNode has all pods share one, SupervisorPod gives each its own.
 	SupervisorNode = "node"
 	SupervisorPod  = "pod"
@@ -184,7 +187,7 @@ func Default() *Config {
 			DefaultHandler: "berth",
 			Handlers: map[string]Handler{
 				"berth": {Type: SupervisorType, Supervisor: SupervisorNode, PodAnnotations: []string{}, ContainerAnnotations: []string{}},
-				"runc":  {Type: "io.containerd.runc.v2", PodAnnotations: []string{}, ContainerAnnotations: []string{}},
+				"runc":  {Type: RuncType, PodAnnotations: []string{}, ContainerAnnotations: []string{}},
 			},
 		},
 		Cgroup: Cgroup{Driver: "auto"},

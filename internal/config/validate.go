@@ -24,9 +24,6 @@ const (
 	stateMargin = 24
 )
 
-// runcType is the shim for runc, whose options are berth's own.
-const runcType = "io.containerd.runc.v2"
-
 var (
 	handlerName = regexp.MustCompile(`^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$`)
 	shimType    = regexp.MustCompile(`^[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)+\.v[0-9]+$`)
@@ -241,7 +238,7 @@ func (h Handler) validateSandbox(key string) error {
 }
 
 func (h Handler) validateConfigPath(key string) error {
-	if h.ConfigPath != "" && (h.Type == SupervisorType || h.Type == runcType) {
+	if h.ConfigPath != "" && (h.Type == SupervisorType || h.Type == RuncType) {
 		return invalid(key+".config_path", h.ConfigPath, "is of no use: type %q has no file of options", h.Type)
 	}
 	return absoluteOrEmpty(key+".config_path", h.ConfigPath)

@@ -6,6 +6,7 @@
 package daemon
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -323,9 +324,16 @@ func (p *parts) criOptions() cri.Options {
 	return cri.Options{
 		Sandboxes: p.sandboxes, Containers: p.containers, Images: p.images, Network: p.network, Engine: p.engine,
 		Store: p.store, Stats: stats.New(p.cgroups, p.hasRecord), Cgroups: p.cgroups, Streams: p.streams, Events: p.events,
-		Metrics: p.metrics, Paths: p.paths, Kernel: p.kernel, Handlers: p.handlerNames(), FSPath: p.fsPath(),
+		Metrics: p.metrics, Paths: p.paths, Kernel: p.kernel, Handlers: p.handlerNames(), RecursiveReadOnly: p.recursiveReadOnly, FSPath: p.fsPath(),
 		Config: p.Config, Log: p.Log,
 	}
+}
+
+// recursiveReadOnly: what has runc in it makes mounts read-only with all below
+// them where the kernel can; of other runtimes it is not known.
+func (p *parts) recursiveReadOnly(handler string) bool {
+	h := p.Config.Runtime.Handlers[cmp.Or(handler, p.Config.Runtime.DefaultHandler)]
+	return p.kernel.RecursiveReadOnly && (h.Type == config.SupervisorType || h.Type == config.RuncType)
 }
 
 // hasRecord tells whether an ID is that of a sandbox or a container.
