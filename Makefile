@@ -70,7 +70,7 @@ test: deps build bin/race/berth ## run every test, as root, with real containers
 .PHONY: test-crash
 test-crash: deps build bin/race/berth ## fail and kill the daemon at every step, check that nothing is lost or left
 	BERTH_CRASH_FULL=1 BERTH_CRASH_KILLS=100 $(GO) test -count=1 -timeout 60m -v ./test/crash/...
-	for handler in runc paused; do \
+	for handler in runc boxed; do \
 		BERTH_CRASH_HANDLER=$$handler BERTH_CRASH_KILLS=20 $(GO) test -count=1 -timeout 20m -v -run 'TestEveryStep|TestKilledAtRandom' ./test/crash; \
 	done
 

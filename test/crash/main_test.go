@@ -8,7 +8,7 @@
 // alone, as `make test-crash` does; without it all steps of a kind of fault are
 // walked in one life of a pod. BERTH_CRASH_KILLS is the number of random kills.
 // BERTH_CRASH_HANDLER is the runtime handler of the walked and the killed pods:
-// berth, runc, or paused, which is runc with a sandbox container.
+// berth, runc, or boxed, which is runc with a sandbox container.
 package crash
 
 import (

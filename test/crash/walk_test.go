@@ -63,8 +63,8 @@ type walker struct {
 func newWalker(t *testing.T) *walker {
 	t.Helper()
 	w := &walker{t: t, d: testkit.StartDaemon(t, testkit.DaemonOptions{Config: map[string]any{
-		"runtime.handlers.paused.type":    "io.containerd.runc.v2",
-		"runtime.handlers.paused.sandbox": "container",
+		"runtime.handlers.boxed.type":    "io.containerd.runc.v2",
+		"runtime.handlers.boxed.sandbox": "container",
 	}})}
 	c, err := w.d.Client()
 	if err != nil {

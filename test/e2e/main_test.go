@@ -117,8 +117,8 @@ type shared struct {
 func share(external, gvisor bool) (*shared, error) {
 	ctx := context.Background()
 	d, err := testkit.NewDaemon(testkit.DaemonOptions{External: external, Config: map[string]any{
-		"runtime.handlers.paused.type":    "io.containerd.runc.v2",
-		"runtime.handlers.paused.sandbox": "container",
+		"runtime.handlers.boxed.type":    "io.containerd.runc.v2",
+		"runtime.handlers.boxed.sandbox": "container",
 	}})
 	if err != nil {
 		return nil, err

@@ -18,7 +18,7 @@ import (
 func TestSandboxContainer(t *testing.T) {
 	each(t, func(t *testing.T, c *testkit.Client) {
 		if strings.HasSuffix(t.Name(), "-berth") || strings.HasSuffix(t.Name(), "-runc") {
-			c = c.WithHandler("paused")
+			c = c.WithHandler("boxed")
 		}
 		p := c.Pod(t, func(cfg *cri.PodSandboxConfig) {
 			cfg.Linux.SecurityContext.NamespaceOptions.Pid = cri.NamespaceMode_POD
