@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"syscall"
@@ -156,15 +157,40 @@ func killNamed(ctx context.Context, id string) error {
 			return err
 		}
 		for _, p := range found {
-			if err := p.Signal(syscall.SIGKILL); err != nil && !notFound(err) {
-				return err
-			}
-			if err := p.Wait(ctx); err != nil {
-				return fmt.Errorf("process %d of container %s does not end: %w", p.PID, id, err)
+			if err := killWithSockets(ctx, p); err != nil {
+				return fmt.Errorf("end process %d of container %s: %w", p.PID, id, err)
 			}
 		}
 	}
 }
+
+// killWithSockets ends a shim, which may be about to end by itself, and removes
+// the socket that it then leaves.
+func killWithSockets(ctx context.Context, p host.Process) error {
+	sockets, err := engine.SocketsOf(p.PID)
+	if err != nil {
+		return err
+	}
+	if err := p.Signal(syscall.SIGKILL); err != nil && !notFound(err) {
+		return err
+	}
+	if err := p.Wait(ctx); err != nil {
+		return err
+	}
+	var errs []error
+	for _, path := range sockets {
+		if !shimSocket.MatchString(path) {
+			continue
+		}
+		if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+			errs = append(errs, err)
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// shimSocket is how containerd names the sockets of shims.
+var shimSocket = regexp.MustCompile(`^/.*/[0-9a-f]{64}$`)
 
 // names tells whether a command line is that of a shim or of runc for the
 // container.
