@@ -15,6 +15,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"berth/internal/config"
 )
 
 // programTimeout bounds a program that is asked for its version.
@@ -149,7 +151,13 @@ func (e *exam) programs() {
 			report(check, advice, "the shim of %s is neither in %s nor in PATH", handler.Type, libexec)
 			continue
 		}
-		if handler.Type != "io.containerd.runc.v2" {
+		if path := handler.ConfigPath; path != "" {
+			if _, err := os.Stat(path); err != nil {
+				report(check, "see runtime.handlers."+name+".config_path", "the options of its shim: %v", err)
+				continue
+			}
+		}
+		if handler.Type != config.RuncType {
 			e.ok(check, "%s", shim)
 			continue
 		}
