@@ -151,6 +151,9 @@ func killNamed(ctx context.Context, id string) error {
 	if err != nil {
 		return err
 	}
+	if err := awaitDelete(ctx, id, ours); err != nil {
+		return err
+	}
 	for {
 		found, err := host.FindProcesses(func(cmdline []string) bool { return names(cmdline, id) }, ours)
 		if err != nil || len(found) == 0 {
@@ -162,6 +165,27 @@ func killNamed(ctx context.Context, id string) error {
 			}
 		}
 	}
+}
+
+// deleteTime is what a shim's "delete" has, which removes what only that shim
+// knows of.
+const deleteTime = 5 * time.Second
+
+// awaitDelete waits for the "delete" that containerd executes for a shim that
+// is gone.
+func awaitDelete(ctx context.Context, id string, ours func(pid int) bool) error {
+	found, err := host.FindProcesses(func(cmdline []string) bool {
+		return names(cmdline, id) && cmdline[len(cmdline)-1] == "delete"
+	}, ours)
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, deleteTime)
+	defer cancel()
+	for _, p := range found {
+		_ = p.Wait(ctx) // it is killed then
+	}
+	return nil
 }
 
 // killWithSockets ends a shim, which may be about to end by itself, and removes

@@ -37,6 +37,9 @@ type DaemonOptions struct {
 	Env []string
 	// NoNetwork writes no CNI configuration.
 	NoNetwork bool
+	// GVisor adds the handler runsc, whose pods run in gVisor; it is an error
+	// where that was not built.
+	GVisor bool
 }
 
 // A Daemon is a berth under test with directories, bridge, subnet and cgroup
@@ -180,6 +183,11 @@ func NewDaemon(opts DaemonOptions) (_ *Daemon, err error) {
 	daemonsMu.Lock()
 	daemons[d] = true
 	daemonsMu.Unlock()
+	if opts.GVisor {
+		if err := d.gVisor(); err != nil {
+			return nil, err
+		}
+	}
 	return d, d.writeConfig()
 }
 

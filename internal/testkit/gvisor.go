@@ -2,6 +2,7 @@ package testkit
 
 import (
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 )
@@ -18,10 +19,8 @@ net-raw = "true"
 gofer-network-namespace = "new"
 `
 
-// GVisor adds to the daemon's configuration the handler runsc, whose pods run
-// in gVisor. The daemon does not run yet. It is an error where gVisor was not
-// built.
-func (d *Daemon) GVisor() error {
+// gVisor adds the handler to the configuration, before it is written.
+func (d *Daemon) gVisor() error {
 	root, err := RepoRoot()
 	if err != nil {
 		return err
@@ -33,13 +32,15 @@ func (d *Daemon) GVisor() error {
 		}
 	}
 	options := filepath.Join(d.Base, "runsc.toml")
-	text := fmt.Sprintf(gVisorOptions, runsc, filepath.Join(d.Base, "runsc"))
-	if err := os.WriteFile(options, []byte(text), 0o600); err != nil {
+	if err := os.WriteFile(options, fmt.Appendf(nil, gVisorOptions, runsc, filepath.Join(d.Base, "runsc")), 0o600); err != nil {
 		return err
 	}
-	return d.Configure(map[string]any{
+	config := map[string]any{
 		"runtime.handlers.runsc.type":        "io.containerd.runsc.v1",
 		"runtime.handlers.runsc.sandbox":     "container",
 		"runtime.handlers.runsc.config_path": options,
-	})
+	}
+	maps.Copy(config, d.opts.Config)
+	d.opts.Config = config
+	return nil
 }

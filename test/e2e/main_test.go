@@ -116,7 +116,7 @@ type shared struct {
 
 func share(external, gvisor bool) (*shared, error) {
 	ctx := context.Background()
-	d, err := testkit.NewDaemon(testkit.DaemonOptions{External: external, Config: map[string]any{
+	d, err := testkit.NewDaemon(testkit.DaemonOptions{External: external, GVisor: gvisor, Config: map[string]any{
 		"runtime.handlers.boxed.type":    "io.containerd.runc.v2",
 		"runtime.handlers.boxed.sandbox": "container",
 	}})
@@ -124,11 +124,6 @@ func share(external, gvisor bool) (*shared, error) {
 		return nil, err
 	}
 	s := &shared{d: d}
-	if gvisor {
-		if err := d.GVisor(); err != nil {
-			return s, err
-		}
-	}
 	if err := d.Start(ctx); err != nil {
 		return s, err
 	}

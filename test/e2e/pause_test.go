@@ -3,6 +3,7 @@ package e2e
 import (
 	"context"
 	"encoding/json"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -65,4 +66,47 @@ func sandboxPID(t *testing.T, p *testkit.Pod) int {
 		t.Fatalf("process %d of %s: %v", info.PID, resp.Info["info"], err)
 	}
 	return info.PID
+}
+
+// Pods with a sandbox container outlive the daemon, also one that is killed.
+func TestSandboxContainerOutlivesTheDaemon(t *testing.T) {
+	if testing.Short() {
+		t.Skip("needs real daemons; not with -short")
+	}
+	handler := "boxed"
+	if slices.ContainsFunc(targets, func(t target) bool { return t.client.Handler == gVisor }) {
+		handler = gVisor
+	}
+	d := testkit.StartDaemon(t, testkit.DaemonOptions{GVisor: handler == gVisor, Config: map[string]any{
+		"runtime.default_handler":        handler,
+		"runtime.handlers.boxed.type":    "io.containerd.runc.v2",
+		"runtime.handlers.boxed.sandbox": "container",
+	}})
+	c := d.Watched(t, busybox)
+	p := c.Pod(t)
+	ctr := p.Container(t, busybox, []string{"sh", "-c", "trap 'echo last; exit 7' TERM; echo up; while :; do sleep 0.05; done"})
+	ctr.Logged(t, "up")
+	began := ctr.Status(t).StartedAt
+	for _, end := range []func() error{d.Stop, d.Kill} {
+		if err := end(); err != nil {
+			t.Fatal(err)
+		}
+		if err := d.Start(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if s := p.Status(t); s.State != cri.PodSandboxState_SANDBOX_READY {
+			t.Errorf("the pod is %v", s.State)
+		}
+		if s := ctr.Status(t); s.State != cri.ContainerState_CONTAINER_RUNNING || s.StartedAt != began {
+			t.Errorf("the container is %v, started at %d, not %d: %s", s.State, s.StartedAt, began, s.Message)
+		}
+		ctr.Exec(t, "true")
+	}
+	if err := ctr.Stop(t.Context(), 20*time.Second); err != nil {
+		t.Fatal(err)
+	}
+	if s := ctr.Exited(t); s.ExitCode != 7 {
+		t.Errorf("exit code %d (%s: %s), want 7", s.ExitCode, s.Reason, s.Message)
+	}
+	ctr.Logged(t, "last")
 }
