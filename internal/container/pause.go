@@ -79,8 +79,15 @@ func writePause(root string) error {
 		if err := os.MkdirAll(dir, 0o755); err != nil {
 			return err
 		}
+		if err := os.Chmod(dir, 0o755); err != nil { // whatever the umask: it is no root's process
+			return err
+		}
 	}
-	return os.WriteFile(filepath.Join(root, spec.PauseProgram), program, 0o555)
+	path := filepath.Join(root, spec.PauseProgram)
+	if err := os.WriteFile(path, program, 0o555); err != nil {
+		return err
+	}
+	return os.Chmod(path, 0o555)
 }
 
 // pauseRecord is containerd's record of the container.

@@ -196,8 +196,8 @@ func (s *Service) startPause(ctx context.Context, box *record.Sandbox) error {
 func (s *Service) dropPause(ctx context.Context, id string) error {
 	box, err := s.Store.Sandboxes.Get(id)
 	switch {
-	case notFound(err):
-		return s.Pauses.DropPause(ctx, id, "")
+	case notFound(err): // its cgroup may be the one that a pod has by itself
+		return s.Pauses.DropPause(ctx, id, s.Cgroups.Path(s.cgroupParent(nil, id), id))
 	case err != nil || !box.Pause:
 		return err
 	case box.CgroupParent == "":
