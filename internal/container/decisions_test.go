@@ -19,27 +19,6 @@ import (
 	"berth/internal/spec"
 )
 
-func TestNames(t *testing.T) {
-	for _, tc := range []struct {
-		cmdline string
-		want    bool
-	}{
-		{"/usr/bin/containerd-shim-runc-v2 -namespace k8s.io -id ID -address a", true},
-		{"runc --root r create --bundle b ID", true},
-		{"/opt/runc-1.5 state ID", true},
-		{"runc delete other", false},
-		{"runc delete IDENTICAL", false},
-		{"ID", false},
-		{"sleep ID", false},
-		{"/bin/vi containerd-shim-ID", false},
-		{"", false},
-	} {
-		if got := names(strings.Fields(tc.cmdline), "ID"); got != tc.want {
-			t.Errorf("%q: %t", tc.cmdline, got)
-		}
-	}
-}
-
 // What the runtime refuses ends the container; what cut the call does not.
 func TestRefused(t *testing.T) {
 	gone, cancel := context.WithCancel(t.Context())
