@@ -136,7 +136,8 @@ func share(external, gvisor bool) (*shared, error) {
 	if err := podCIDR(ctx, s.client, "10.99.0.0/24"); err != nil { // kept in a file from the first one on
 		return s, err
 	}
-	return s, s.client.WarmUp(ctx, busybox)
+	// The first container of a shim starts the hold process.
+	return s, errors.Join(s.client.WarmUp(ctx, busybox), s.client.WithHandler("boxed").WarmUp(ctx, busybox))
 }
 
 // check wants the host back as it was before the tests.
