@@ -80,6 +80,9 @@ test: deps build bin/race/berth ## run every test, as root, with real containers
 .PHONY: test-crash
 test-crash: deps build bin/race/berth ## fail and kill the daemon at every step, check that nothing is lost or left
 	BERTH_CRASH_FULL=1 BERTH_CRASH_KILLS=100 $(GO) test -count=1 -timeout 60m -v ./test/crash/...
+	for handler in runc boxed; do \
+		BERTH_CRASH_HANDLER=$$handler BERTH_CRASH_KILLS=20 $(GO) test -count=1 -timeout 20m -v -run 'TestEveryStep|TestKilledAtRandom' ./test/crash; \
+	done
 
 # Not part of test: its kubelet takes minutes to build the first time.
 .PHONY: test-kubelet
@@ -103,6 +106,11 @@ $(VM_PARTS): test/vm/image.sh $(wildcard test/vm/guest/*)
 .PHONY: test-dist
 test-dist: deps build ## make the tarball and the package twice, install, use, upgrade and remove them
 	BERTH_TEST_DIST=1 $(GO) test -count=1 -timeout 40m -v -run 'TestDist' ./packaging
+
+# Not part of test: gVisor takes minutes to build the first time.
+.PHONY: test-gvisor
+test-gvisor: deps build bin/race/berth bin/test/runsc bin/test/containerd-shim-runsc-v1 ## run what gVisor supports of test/e2e on it, as a shim of others
+	BERTH_TEST_TARGETS=embedded/runsc $(GO) test -race -count=1 -timeout 30m ./test/e2e
 
 # QUICK=1 takes minutes and writes no file. ONLY picks figures; see docs/bench.md.
 .PHONY: bench
@@ -170,6 +178,24 @@ bin/test/kubelet: $(KUBELET_PINS)
 .PHONY: bin/test/probed
 bin/test/probed:
 	CGO_ENABLED=0 $(GOBUILD) -o $@ ./test/kubelet/probed
+
+# gVisor's runtime and its shim, by the names that containerd looks for.
+GVISOR_PINS := tools/gvisor/go.mod tools/gvisor/go.sum
+GVISOR_VERSION = $$($(GO) list -m -f '{{.Version}}' gvisor.dev/gvisor)
+bin/test/runsc: $(GVISOR_PINS)
+	cd tools/gvisor && CGO_ENABLED=0 $(GOBUILD) -p 2 -o ../../$@ \
+		-ldflags "-s -w -X gvisor.dev/gvisor/runsc/version.version=$(GVISOR_VERSION)" gvisor.dev/gvisor/runsc
+	touch $@
+
+# tools/gvisor/shim.go says why it is not built as it is.
+bin/test/containerd-shim-runsc-v1: $(GVISOR_PINS) tools/gvisor/shim.go
+	mkdir -p bin/test/_shim-runsc
+	cd tools/gvisor && cp shim.go ../../bin/test/_shim-runsc/main.go && \
+		sed -e 's/^package v1$$/package main/' -e 's/oomScoreMax = -999$$/oomScoreMax = 0/' \
+			"$$($(GO) list -m -f '{{.Dir}}' gvisor.dev/gvisor)/pkg/shim/v1/manager.go" >../../bin/test/_shim-runsc/manager.go && \
+		grep -q 'oomScoreMax = 0$$' ../../bin/test/_shim-runsc/manager.go && \
+		CGO_ENABLED=0 $(GOBUILD) -p 2 -ldflags '-s -w' -o ../../$@ ../../bin/test/_shim-runsc/main.go ../../bin/test/_shim-runsc/manager.go
+	touch $@
 
 # The peer that make bench measures: containerd's daemon with its CRI plugin.
 CONTAINERD := github.com/containerd/containerd/v2

@@ -86,7 +86,12 @@ type Handler struct {
 	Binary string `toml:"binary"`
 	// Supervisor says how many pods share a supervisor, SupervisorNode or
 	// SupervisorPod; it is for SupervisorType only.
-	Supervisor                   string `toml:"supervisor"`
+	Supervisor string `toml:"supervisor"`
+	// Sandbox says what the shim wants of a pod before its containers,
+	// SandboxNone or SandboxContainer; it is for shims only.
+	Sandbox string `toml:"sandbox"`
+	// ConfigPath is a file of the shim's own options.
+	ConfigPath                   string `toml:"config_path"`
 	PrivilegedWithoutHostDevices bool   `toml:"privileged_without_host_devices"`
 	// PodAnnotations and ContainerAnnotations are patterns, as of path.Match.
 	PodAnnotations       []string `toml:"pod_annotations"`
@@ -97,10 +102,20 @@ const (
 	// SupervisorType is the type of handlers whose containers berth's own
 	// supervisor runs.
 	SupervisorType = "io.containerd.berth.v1"
+	// RuncType is that of handlers whose containers containerd's shim for runc
+	// runs.
+	RuncType = "io.containerd.runc.v2"
 	// SupervisorNode has all pods share one, SupervisorPod gives each its own.
 	SupervisorNode = "node"
 	SupervisorPod  = "pod"
+	// SandboxNone: containers need nothing but the pod's namespaces.
+	// SandboxContainer: each pod has one more container, the first and last one.
+	SandboxNone      = "none"
+	SandboxContainer = "container"
 )
+
+// WantsPause tells whether the handler's shim wants a sandbox container.
+func (h Handler) WantsPause() bool { return h.Sandbox == SandboxContainer }
 
 // SupervisorOf is the handler's value of supervisor; "" where a shim runs its
 // containers.
@@ -172,7 +187,7 @@ func Default() *Config {
 			DefaultHandler: "berth",
 			Handlers: map[string]Handler{
 				"berth": {Type: SupervisorType, Supervisor: SupervisorNode, PodAnnotations: []string{}, ContainerAnnotations: []string{}},
-				"runc":  {Type: "io.containerd.runc.v2", PodAnnotations: []string{}, ContainerAnnotations: []string{}},
+				"runc":  {Type: RuncType, PodAnnotations: []string{}, ContainerAnnotations: []string{}},
 			},
 		},
 		Cgroup: Cgroup{Driver: "auto"},

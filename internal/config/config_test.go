@@ -73,6 +73,8 @@ timeout = "1m30s"
 [runtime]
 default_handler = "gvisor"
 handlers.gvisor.type = "io.containerd.runsc.v1"
+handlers.gvisor.sandbox = "container"
+handlers.gvisor.config_path = "/etc/berth/runsc.toml"
 handlers.runc.binary = "/usr/bin/runc"
 handlers.runc.pod_annotations = ["example.com/*"]
 `
@@ -89,7 +91,7 @@ handlers.runc.pod_annotations = ["example.com/*"]
 	want.Network.Default = false
 	want.Network.Timeout = Duration{90 * time.Second}
 	want.Runtime.DefaultHandler = "gvisor"
-	want.Runtime.Handlers["gvisor"] = Handler{Type: "io.containerd.runsc.v1"}
+	want.Runtime.Handlers["gvisor"] = Handler{Type: "io.containerd.runsc.v1", Sandbox: SandboxContainer, ConfigPath: "/etc/berth/runsc.toml"}
 	runc := want.Runtime.Handlers["runc"]
 	runc.Binary, runc.PodAnnotations = "/usr/bin/runc", []string{"example.com/*"}
 	want.Runtime.Handlers["runc"] = runc
@@ -173,6 +175,10 @@ func TestMistakes(t *testing.T) {
 		{"handler without a type", "runtime.handlers.kata.binary = \"/usr/bin/kata\"\n"},
 		{"bad type", "runtime.handlers.runc.type = \"runc\"\n"},
 		{"relative runtime", "runtime.handlers.runc.binary = \"runc\"\n"},
+		{"sandbox", "runtime.handlers.runc.sandbox = \"vm\"\n"},
+		{"sandbox of the supervisor", "runtime.handlers.berth.sandbox = \"container\"\n"},
+		{"options of runc", "runtime.handlers.runc.config_path = \"/etc/runc.toml\"\n"},
+		{"relative options", "[runtime.handlers.gvisor]\ntype = \"io.containerd.runsc.v1\"\nconfig_path = \"runsc.toml\"\n"},
 		{"bad patterns", "runtime.handlers.runc.pod_annotations = [\"a*\", \"[\"]\nruntime.handlers.runc.container_annotations = [\"\"]\n"},
 		{"driver", "cgroup.driver = \"cgroups\"\n"},
 		{"slice for cgroupfs", "cgroup.driver = \"cgroupfs\"\ncgroup.parent = \"pods.slice\"\n"},

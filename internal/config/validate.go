@@ -198,7 +198,7 @@ func (r *Runtime) validate() []error {
 		case !filepath.IsAbs(h.Type) && !shimType.MatchString(h.Type):
 			errs = append(errs, invalid(key+".type", h.Type, "is neither a shim's name such as \"io.containerd.runc.v2\" nor an absolute path"))
 		}
-		errs = append(errs, absoluteOrEmpty(key+".binary", h.Binary), h.validateSupervisor(key))
+		errs = append(errs, absoluteOrEmpty(key+".binary", h.Binary), h.validateSupervisor(key), h.validateSandbox(key), h.validateConfigPath(key))
 		errs = append(errs, patterns(key+".pod_annotations", h.PodAnnotations)...)
 		errs = append(errs, patterns(key+".container_annotations", h.ContainerAnnotations)...)
 	}
@@ -225,6 +225,23 @@ func (h Handler) validateSupervisor(key string) error {
 		return invalid(key+".supervisor", h.Supervisor, "is for type %q only", SupervisorType)
 	}
 	return nil
+}
+
+func (h Handler) validateSandbox(key string) error {
+	if h.Type == SupervisorType && h.WantsPause() {
+		return invalid(key+".sandbox", h.Sandbox, "is for shims of others; type %q needs none", SupervisorType)
+	}
+	if h.Sandbox == "" {
+		return nil
+	}
+	return oneOf(key+".sandbox", h.Sandbox, SandboxNone, SandboxContainer)
+}
+
+func (h Handler) validateConfigPath(key string) error {
+	if h.ConfigPath != "" && (h.Type == SupervisorType || h.Type == RuncType) {
+		return invalid(key+".config_path", h.ConfigPath, "is of no use: type %q has no file of options", h.Type)
+	}
+	return absoluteOrEmpty(key+".config_path", h.ConfigPath)
 }
 
 func (c *Config) validateCgroup() []error {

@@ -101,6 +101,10 @@ type Handler struct {
 	// Supervisor is "node" or "pod" where supervisors run the containers, and
 	// empty where a shim does.
 	Supervisor string
+	// Pause says that a shim wants a sandbox container first.
+	Pause bool
+	// ConfigPath is a file of the shim's own options, or empty.
+	ConfigPath string
 	// PrivilegedWithoutHostDevices keeps the node's devices from privileged
 	// containers.
 	PrivilegedWithoutHostDevices bool

@@ -214,9 +214,10 @@ func (s *Service) makeContainer(ctx context.Context, c *creation) error {
 		s.Log.Warn("container differs from what was asked for", "container", c.rec.ID, "warning", w)
 	}
 	sandboxID := ""
-	if s.Handlers[c.rec.Handler].Supervisor != "" {
+	switch {
+	case handler.Supervisor != "":
 		sandboxID = joinedSandbox
-	} else {
+	case !handler.Pause:
 		// Without it the runc shim would serve all containers of a pod by one
 		// process, and end with the first of them.
 		made.Annotations["io.containerd.runc.v2.group"] = c.rec.ID
@@ -231,22 +232,25 @@ func (s *Service) makeContainer(ctx context.Context, c *creation) error {
 		return err
 	}
 	c.root, err = s.Engine.MakeContainer(ctx, containers.Container{
-		ID: c.rec.ID, Labels: s.labels(c), Image: c.rec.ImageName, Spec: body,
-		Runtime:     containers.RuntimeInfo{Name: s.Handlers[c.rec.Handler].Type, Options: runtimeOptions},
+		ID: c.rec.ID, Labels: s.marked(c.rec.Config.GetLabels(), kindContainer), Image: c.rec.ImageName, Spec: body,
+		Runtime:     containers.RuntimeInfo{Name: handler.Type, Options: runtimeOptions},
 		Snapshotter: c.rec.Snapshotter, SnapshotKey: c.rec.ID, SandboxID: sandboxID,
 	}, c.img.ChainID, s.marks(c.rec))
 	return err
 }
 
-// runtimeOptions are those of supervisors and of the runc shim; other shims get
-// none.
 func (s *Service) runtimeOptions(c *record.Container) (typeurl.Any, error) {
 	h := s.Handlers[c.Handler]
 	if h.Supervisor != "" {
 		return s.supervisorOptions(c)
 	}
+	return s.shimOptions(h)
+}
+
+// shimOptions are those of the runc shim, or the file of another shim's.
+func (s *Service) shimOptions(h Handler) (typeurl.Any, error) {
 	if h.Type != "io.containerd.runc.v2" {
-		return nil, nil
+		return optionsOf(h)
 	}
 	return typeurl.MarshalAny(&options.Options{
 		BinaryName: h.Binary, Root: s.runcRoot(), SystemdCgroup: s.Cgroups.Driver() == "systemd",
@@ -256,17 +260,17 @@ func (s *Service) runtimeOptions(c *record.Container) (typeurl.Any, error) {
 // runcRoot is where runc keeps its states, below a directory for the namespace.
 func (s *Service) runcRoot() string { return filepath.Join(s.Paths.State, "runc") }
 
-// labels are the client's, for tools that look for pods in containerd, and
-// what marks the container as ours. containerd refuses a label of more than
+// marked are the client's labels, for tools that look for pods in containerd,
+// and what marks the container as ours. containerd refuses a label of more than
 // 4096 bytes; such a one is in our record alone.
-func (s *Service) labels(c *creation) map[string]string {
+func (s *Service) marked(client map[string]string, kind string) map[string]string {
 	labels := map[string]string{}
-	for k, v := range c.rec.Config.GetLabels() {
+	for k, v := range client {
 		if len(k)+len(v) <= 4096 {
 			labels[k] = v
 		}
 	}
-	labels["io.cri-containerd.kind"] = "container"
+	labels[kindLabel] = kind
 	labels[LabelRoot] = s.Paths.Root
 	return labels
 }
@@ -274,19 +278,14 @@ func (s *Service) labels(c *creation) map[string]string {
 // namespaces are what the container joins.
 func (s *Service) namespaces(c *creation) (spec.Namespaces, error) {
 	var n spec.Namespaces
-	if !spec.HostNetwork(c.box.Config) {
-		n.Net, n.UTS = s.Paths.Namespace(c.box.ID, "net"), s.Paths.Namespace(c.box.ID, "uts")
-	}
-	if !spec.HostIPC(c.box.Config) {
-		n.IPC = s.Paths.Namespace(c.box.ID, "ipc")
-	}
+	s.joinPod(c.box, &n)
 	mode, target, err := spec.PIDMode(c.box.Config, c.rec.Config)
 	if err != nil {
 		return n, err
 	}
 	switch mode {
 	case runtime.NamespaceMode_POD:
-		n.PID = s.Paths.Namespace(c.box.ID, "pid")
+		n.PID = s.podPID(c.box)
 	case runtime.NamespaceMode_TARGET:
 		t, _, err := s.running(target)
 		if err != nil {
@@ -298,6 +297,28 @@ func (s *Service) namespaces(c *creation) (spec.Namespaces, error) {
 		n.PID = fmt.Sprintf("/proc/%d/ns/pid", t.PID)
 	}
 	return n, nil
+}
+
+// joinPod sets the pod's namespaces that are pinned but for the PID's.
+func (s *Service) joinPod(box *record.Sandbox, n *spec.Namespaces) {
+	if !spec.HostNetwork(box.Config) {
+		n.Net, n.UTS = s.Paths.Namespace(box.ID, "net"), s.Paths.Namespace(box.ID, "uts")
+	}
+	if !spec.HostIPC(box.Config) {
+		n.IPC = s.Paths.Namespace(box.ID, "ipc")
+	}
+}
+
+// podPID is the PID namespace that the pod shares: pinned, or that of its
+// sandbox container, by the path that shims know it by.
+func (s *Service) podPID(box *record.Sandbox) string {
+	switch {
+	case !box.Pause:
+		return s.Paths.Namespace(box.ID, "pid")
+	case box.Init == nil:
+		return ""
+	}
+	return fmt.Sprintf("/proc/%d/ns/pid", box.Init.PID)
 }
 
 func (s *Service) recordCreated(c *creation) error {

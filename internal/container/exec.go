@@ -57,7 +57,7 @@ func (s *Service) Exec(ctx context.Context, id string, cmd []string, streams Str
 	ctx = s.Engine.Context(ctx)
 	main, _ := host.ProcessOf(c.PID) // one that is gone is not alive
 	code, err = s.runExec(ctx, l, cmd, streams)
-	if err != nil && ctx.Err() == nil && c.PID > 0 && main.Ending() {
+	if err != nil && ctx.Err() == nil && (c.PID > 0 && main.Ending() || l.hasEnded(ctx)) {
 		// What the runtime says is that it met no process, or nothing at all.
 		s.Log.Debug("a command met the end of its container", "container", c.ID, "err", err)
 		err = fmt.Errorf("the container has just ended: %w", errdefs.ErrFailedPrecondition)
@@ -75,10 +75,11 @@ func (s *Service) runExec(ctx context.Context, l *live, cmd []string, streams St
 		return 0, err
 	}
 	code, err := s.waitExec(ctx, process, stdin.ended, streams.Resize)
-	if err == nil {
-		s.drainExec(l.id, process)
+	if err != nil {
+		return 0, errors.Join(err, deleteExec(ctx, process))
 	}
-	return code, errors.Join(err, deleteExec(ctx, process))
+	s.drainExec(l.id, process)
+	return code, s.forgetExec(l.id, process)
 }
 
 func (s *Service) startExec(ctx context.Context, l *live, cmd []string, streams Streams, stdin io.Reader) (containerd.Process, error) {
@@ -122,6 +123,29 @@ func deleteExec(ctx context.Context, p containerd.Process) error {
 	defer cancel()
 	_, err := p.Delete(ctx, containerd.WithProcessKill)
 	return ignoreGone(err)
+}
+
+// forgetExec removes a command that has ended. A shim may take until all is
+// gone that holds the command's output; the caller does not wait for that.
+func (s *Service) forgetExec(id string, p containerd.Process) error {
+	removed := make(chan error, 1)
+	s.wg.Go(func() {
+		ctx, cancel := context.WithTimeout(s.base, execEnd)
+		defer cancel()
+		_, err := p.Delete(ctx)
+		removed <- ignoreGone(err)
+	})
+	timer := time.NewTimer(execDrain)
+	defer timer.Stop()
+	select {
+	case err := <-removed:
+		return err
+	case <-timer.C:
+		s.Log.Debug("a command has ended, and its shim does not let go of it yet", "container", id, "exec", p.ID())
+		p.IO().Cancel() // nothing is written to the caller's streams after it has returned
+		p.IO().Wait()
+		return nil
+	}
 }
 
 func (s *Service) execDir(id string) string {

@@ -84,7 +84,9 @@ func (s *Service) markedInContainerd(ctx context.Context, note func(id string)) 
 		return fmt.Errorf("list containers of containerd: %w", err)
 	}
 	for _, c := range containers {
-		note(c.ID)
+		if c.Labels[kindLabel] != kindSandbox { // those go with their sandboxes
+			note(c.ID)
+		}
 	}
 	err = s.client.SnapshotService(s.Snapshotter).Walk(ctx, func(_ context.Context, info snapshots.Info) error {
 		note(info.Name)

@@ -3,16 +3,13 @@ package container
 import (
 	"context"
 	"errors"
-	"fmt"
 	"os"
 	"path/filepath"
-	"slices"
-	"strings"
-	"syscall"
 	"time"
 
 	containerd "github.com/containerd/containerd/v2/client"
 
+	"berth/internal/container/shims"
 	"berth/internal/engine"
 	"berth/internal/host"
 	"berth/internal/record"
@@ -98,17 +95,23 @@ func (s *Service) undoStart(id string) []steps.Step {
 // processes that name the container, its cgroup with all in it, the shim's
 // bundle and runc's state.
 func (s *Service) clearTask(ctx context.Context, id string) error {
-	ctx, cancel := context.WithTimeout(s.Engine.Context(ctx), clearTimeout)
+	return s.endTask(s.Engine.Context(ctx), id, s.supervisorOf(id), s.cgroupOf(id))
+}
+
+// endTask is clearTask for a container that supervisor has, or a shim where
+// that is "", and whose cgroup is known or "".
+func (s *Service) endTask(ctx context.Context, id, supervisor, cgroup string) error {
+	ctx, cancel := context.WithTimeout(ctx, clearTimeout)
 	defer cancel()
 	if err := s.deleteTask(ctx, id); err != nil {
 		s.Log.Debug("task not deleted by containerd; its processes are ended directly", "container", id, "err", err)
 	}
-	if name := s.supervisorOf(id); name != "" {
-		s.deleteSupervised(ctx, name, id)
-	} else if err := killNamed(ctx, id); err != nil {
+	if supervisor != "" {
+		s.deleteSupervised(ctx, supervisor, id)
+	} else if err := shims.End(ctx, id); err != nil {
 		return err
 	}
-	if cgroup := s.cgroupOf(id); cgroup != "" {
+	if cgroup != "" {
 		if err := errors.Join(s.Cgroups.KillAll(ctx, cgroup), s.Cgroups.Remove(cgroup)); err != nil {
 			return err
 		}
@@ -135,39 +138,6 @@ func (s *Service) deleteTask(ctx context.Context, id string) error {
 	}
 	_, err = task.Delete(ctx, containerd.WithProcessKill)
 	return ignoreGone(err)
-}
-
-// killNamed ends the shim and runtime processes started for a container, until
-// none is left: one that is being started may start another.
-func killNamed(ctx context.Context, id string) error {
-	ours, err := host.InOurNamespaces()
-	if err != nil {
-		return err
-	}
-	for {
-		found, err := host.FindProcesses(func(cmdline []string) bool { return names(cmdline, id) }, ours)
-		if err != nil || len(found) == 0 {
-			return err
-		}
-		for _, p := range found {
-			if err := p.Signal(syscall.SIGKILL); err != nil && !notFound(err) {
-				return err
-			}
-			if err := p.Wait(ctx); err != nil {
-				return fmt.Errorf("process %d of container %s does not end: %w", p.PID, id, err)
-			}
-		}
-	}
-}
-
-// names tells whether a command line is that of a shim or of runc for the
-// container.
-func names(cmdline []string, id string) bool {
-	if len(cmdline) == 0 || !slices.Contains(cmdline[1:], id) {
-		return false
-	}
-	program := filepath.Base(cmdline[0])
-	return strings.HasPrefix(program, "containerd-shim-") || strings.HasPrefix(program, "runc")
 }
 
 // removeBundle removes what a shim and runc keep of a container on disk. The

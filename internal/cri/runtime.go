@@ -35,7 +35,7 @@ func (s *Server) Status(ctx context.Context, req *runtime.StatusRequest) (*runti
 	// The handler without a name is the default one.
 	for _, name := range append([]string{""}, s.Handlers...) {
 		resp.RuntimeHandlers = append(resp.RuntimeHandlers, &runtime.RuntimeHandler{
-			Name: name, Features: &runtime.RuntimeHandlerFeatures{RecursiveReadOnlyMounts: s.Kernel.RecursiveReadOnly},
+			Name: name, Features: &runtime.RuntimeHandlerFeatures{RecursiveReadOnlyMounts: s.RecursiveReadOnly(name)},
 		})
 	}
 	if !req.GetVerbose() {

@@ -112,9 +112,10 @@ func (s *Server) statuses(sandboxID string) ([]*runtime.ContainerStatus, error) 
 // boxInfo has the keys that users of crictl know.
 func (s *Server) boxInfo(ctx context.Context, box *record.Sandbox) map[string]any {
 	namespaces := []map[string]string{}
-	add := func(kind, pin string) {
-		namespaces = append(namespaces, map[string]string{"type": kind, "path": s.Paths.Namespace(box.ID, pin)})
+	put := func(kind, path string) {
+		namespaces = append(namespaces, map[string]string{"type": kind, "path": path})
 	}
+	add := func(kind, pin string) { put(kind, s.Paths.Namespace(box.ID, pin)) }
 	if !spec.HostNetwork(box.Config) {
 		add("network", "net")
 		add("uts", "uts")
@@ -125,7 +126,11 @@ func (s *Server) boxInfo(ctx context.Context, box *record.Sandbox) map[string]an
 	pid := 0
 	if box.Init != nil {
 		pid = box.Init.PID
-		add("pid", "pid")
+		if box.Pause {
+			put("pid", fmt.Sprintf("/proc/%d/ns/pid", pid))
+		} else {
+			add("pid", "pid")
+		}
 	}
 	return map[string]any{
 		"pid": pid, "runtimeHandler": box.Handler, "config": box.Config, "state": box.State,
@@ -145,10 +150,14 @@ func (s *Server) checkNetwork(ctx context.Context, box *record.Sandbox) string {
 	}
 	ctx, cancel := context.WithTimeout(ctx, checkTimeout)
 	defer cancel()
-	if err := s.Network.Check(ctx, network.Pod{ID: box.ID, NetNS: s.Paths.Namespace(box.ID, "net")}); err != nil {
-		return err.Error()
+	err := s.Network.Check(ctx, network.Pod{ID: box.ID, NetNS: s.Paths.Namespace(box.ID, "net")})
+	switch {
+	case err == nil:
+		return "ok"
+	case box.Pause:
+		return "not known, as a kernel of the pod's own may have taken up its addresses: " + err.Error()
 	}
-	return "ok"
+	return err.Error()
 }
 
 // ListPodSandbox implements the CRI.

@@ -68,6 +68,9 @@ type Options struct {
 	Kernel     spec.Kernel
 	// Handlers are the runtime handlers' names, in order.
 	Handlers []string
+	// RecursiveReadOnly tells whether a handler, "" being the default one, makes
+	// mounts read-only with all below them.
+	RecursiveReadOnly func(handler string) bool
 	// FSPath is the directory that the use of file systems is reported for.
 	FSPath string
 	// Config is shown by a verbose Status.

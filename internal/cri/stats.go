@@ -68,7 +68,7 @@ func (s *Server) containerStats(ctx context.Context, c *record.Container) (*runt
 	var used *stats.Usage
 	if c.State == record.ContainerRunning {
 		var err error
-		if used, err = s.Stats.Container(c.ID, c.Cgroup); err != nil && !errdefs.IsNotFound(err) {
+		if used, err = s.used(ctx, c); err != nil && !errdefs.IsNotFound(err) {
 			s.Log.Debug("statistics without the cgroup's part", "container", c.ID, "err", err)
 		}
 	}
@@ -90,6 +90,23 @@ func (s *Server) containerStats(ctx context.Context, c *record.Container) (*runt
 	return stats.AssembleContainer(
 		&runtime.ContainerAttributes{Id: c.ID, Metadata: c.Config.GetMetadata(), Labels: c.Config.GetLabels(), Annotations: c.Config.GetAnnotations()},
 		used, fs), nil
+}
+
+// statsTimeout bounds the question to a container's shim.
+const statsTimeout = 5 * time.Second
+
+// used is what a container that runs uses, from its cgroup or its shim.
+func (s *Server) used(ctx context.Context, c *record.Container) (*stats.Usage, error) {
+	if !s.Containers.AsksShim(c) {
+		return s.Stats.Container(c.ID, c.Cgroup)
+	}
+	ctx, cancel := context.WithTimeout(ctx, statsTimeout)
+	defer cancel()
+	said, err := s.Containers.Metrics(ctx, c.ID)
+	if err != nil {
+		return nil, err
+	}
+	return s.Stats.Shim(c.ID, said, uint64(c.Config.GetLinux().GetResources().GetMemoryLimitInBytes()))
 }
 
 // PodSandboxStats implements the CRI.

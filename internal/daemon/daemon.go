@@ -6,6 +6,7 @@
 package daemon
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -282,6 +283,7 @@ func (p *parts) openLifecycles(context.Context) error {
 	for name, h := range p.Config.Runtime.Handlers {
 		handlers[name] = container.Handler{
 			Type: h.Type, Binary: p.Config.RuncBinary(h, p.Executable), Supervisor: h.SupervisorOf(),
+			Pause: h.WantsPause(), ConfigPath: h.ConfigPath,
 			PrivilegedWithoutHostDevices: h.PrivilegedWithoutHostDevices,
 			PodAnnotations:               h.PodAnnotations, ContainerAnnotations: h.ContainerAnnotations,
 		}
@@ -295,7 +297,7 @@ func (p *parts) openLifecycles(context.Context) error {
 	p.later(p.containers.Close)
 	p.sandboxes = sandbox.New(sandbox.Options{
 		Paths: p.paths, Store: p.store, Steps: p.steps, Network: p.network, Cgroups: p.cgroups, Reaper: p.reaper,
-		InitBinary: p.supervisorBinary(), Containers: p.containers, Events: publisher, Log: p.Log,
+		InitBinary: p.supervisorBinary(), Containers: p.containers, Pauses: p.containers, Events: publisher, Log: p.Log,
 		Handlers: p.handlerNames(), Default: p.Config.Runtime.DefaultHandler,
 		CgroupParent: p.Config.CgroupParent(p.cgroups.Driver()),
 	})
@@ -330,9 +332,16 @@ func (p *parts) criOptions() cri.Options {
 	return cri.Options{
 		Sandboxes: p.sandboxes, Containers: p.containers, Images: p.images, Network: p.network, Engine: p.engine,
 		Store: p.store, Stats: p.stats, Cgroups: p.cgroups, Streams: p.streams, Events: p.events,
-		Metrics: p.metrics, Paths: p.paths, Kernel: p.kernel, Handlers: p.handlerNames(), FSPath: p.fsPath(),
+		Metrics: p.metrics, Paths: p.paths, Kernel: p.kernel, Handlers: p.handlerNames(), RecursiveReadOnly: p.recursiveReadOnly, FSPath: p.fsPath(),
 		Config: p.Config, Log: p.Log,
 	}
+}
+
+// recursiveReadOnly: what has runc in it makes mounts read-only with all below
+// them where the kernel can; of other runtimes it is not known.
+func (p *parts) recursiveReadOnly(handler string) bool {
+	h := p.Config.Runtime.Handlers[cmp.Or(handler, p.Config.Runtime.DefaultHandler)]
+	return p.kernel.RecursiveReadOnly && (h.Type == config.SupervisorType || h.Type == config.RuncType)
 }
 
 // hasRecord tells whether an ID is that of a sandbox or a container.

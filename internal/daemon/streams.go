@@ -3,6 +3,7 @@ package daemon
 import (
 	"context"
 	"io"
+	"net/netip"
 
 	"k8s.io/cri-streaming/pkg/streaming/remotecommand"
 
@@ -60,5 +61,13 @@ func (s *streams) PortForward(ctx context.Context, id string, port int32, conn i
 	if !spec.HostNetwork(box.Config) {
 		netns = s.paths.Namespace(id, "net")
 	}
-	return stream.Forward(ctx, netns, port, conn)
+	var addresses []netip.Addr
+	if box.Pause {
+		for _, ip := range box.IPs {
+			if a, err := netip.ParseAddr(ip); err == nil { // a plugin's own form is of no use here
+				addresses = append(addresses, a)
+			}
+		}
+	}
+	return stream.Forward(ctx, netns, port, conn, addresses...)
 }

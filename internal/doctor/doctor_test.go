@@ -248,6 +248,12 @@ func TestCNI(t *testing.T) {
 	if got := look(t, e, e.programs); strings.Count(got, "ok ") != 2 || !strings.Contains(got, "ok runtime runc: runc version 1.2.3, "+filepath.Join(dir, "libexec/containerd-shim-runc-v2")) {
 		t.Error(got)
 	}
+	program("libexec/containerd-shim-runsc-v1")
+	cfg.Runtime.Handlers["gvisor"] = config.Handler{Type: "io.containerd.runsc.v1", ConfigPath: filepath.Join(dir, "runsc.toml")}
+	e = &exam{ctx: t.Context(), Options: Options{Config: cfg, Executable: filepath.Join(dir, "berth")}}
+	if got := look(t, e, e.programs); !strings.Contains(got, "warn runtime gvisor: the options of its shim: ") {
+		t.Error(got)
+	}
 }
 
 func TestDaemon(t *testing.T) {

@@ -16,6 +16,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"berth/internal/config"
 	"berth/internal/version"
 )
 
@@ -151,7 +152,13 @@ func (e *exam) programs() {
 			report(check, advice, "the shim of %s is neither in %s nor in PATH", handler.Type, libexec)
 			continue
 		}
-		if handler.Type != "io.containerd.runc.v2" {
+		if path := handler.ConfigPath; path != "" {
+			if _, err := os.Stat(path); err != nil {
+				report(check, "see runtime.handlers."+name+".config_path", "the options of its shim: %v", err)
+				continue
+			}
+		}
+		if handler.Type != config.RuncType {
 			e.ok(check, "%s", shim)
 			continue
 		}

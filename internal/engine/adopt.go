@@ -84,6 +84,10 @@ func (o *Options) shimProcesses(match func(cmdline []string) bool) ([]host.Proce
 }
 
 const (
+	// foreignSocketDir is where shims that were built with an older containerd
+	// have their sockets, whatever they are told.
+	foreignSocketDir = "/run/containerd/s"
+
 	shimPrefix = "containerd-shim-"
 	// maxComm is how much of a program's name the kernel keeps.
 	maxComm = 15
@@ -266,11 +270,13 @@ func bundleSocket(bundle string) string {
 // no bundle names, and the processes below them.
 func (o *Options) killOrphans(ctx context.Context, shims []host.Process, live map[string]bool) error {
 	for _, shim := range shims {
-		sockets, err := listeningOn(shim.PID)
+		sockets, err := SocketsOf(shim.PID)
 		if err != nil {
 			return fmt.Errorf("sockets of the shim that is process %d: %w", shim.PID, err)
 		}
-		sockets = slices.DeleteFunc(sockets, func(path string) bool { return filepath.Dir(path) != o.socketDir() })
+		sockets = slices.DeleteFunc(sockets, func(path string) bool {
+			return filepath.Dir(path) != o.socketDir() && filepath.Dir(path) != foreignSocketDir
+		})
 		if len(sockets) == 0 || slices.ContainsFunc(sockets, func(path string) bool { return live[path] }) {
 			continue
 		}
@@ -302,9 +308,10 @@ func (o *Options) sweepSockets(live map[string]bool) error {
 	return nil
 }
 
-// listeningOn lists the paths of the unix sockets that a process has open and
-// that have a name, so listens on or has accepted from.
-func listeningOn(pid int) ([]string, error) {
+// SocketsOf lists the paths of the unix sockets that a process has open and
+// that have a name, so listens on or has accepted from. A shim that is killed
+// leaves its one behind.
+func SocketsOf(pid int) ([]string, error) {
 	proc := filepath.Join("/proc", strconv.Itoa(pid))
 	fds, err := os.ReadDir(filepath.Join(proc, "fd"))
 	if errors.Is(err, fs.ErrNotExist) {

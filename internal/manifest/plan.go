@@ -13,6 +13,8 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/util/validation"
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"berth/internal/record"
 )
 
 // The labels and annotations by which a kubelet's tools know pods and
@@ -161,7 +163,7 @@ func (p *Plan) volumes() []Volume {
 func (p *Plan) sandbox() *runtime.PodSandboxConfig {
 	pod, spec := p.Pod, &p.Pod.Spec
 	labels := map[string]string{labelPodName: pod.Name, labelPodNamespace: pod.Namespace, labelPodUID: p.opts.UID}
-	annotations := map[string]string{AnnotationRunDir: p.RunDir}
+	annotations := map[string]string{AnnotationRunDir: p.RunDir, record.AnnotationUniqueName: "true"}
 	maps.Copy(labels, pod.Labels)
 	maps.Copy(annotations, pod.Annotations)
 	config := &runtime.PodSandboxConfig{

@@ -40,9 +40,18 @@ type Sandbox struct {
 	IPs []string
 	// Network is the name of the CNI configuration that IPs come from.
 	Network string
-	// Init is PID 1 of a shared PID namespace, where the pod has one.
+	// Pause says that the pod has a sandbox container, made by its handler's
+	// shim.
+	Pause bool `json:",omitempty"`
+	// Init is PID 1 of a shared PID namespace, or the sandbox container's
+	// process, where the pod has one: the pod ends with it.
 	Init *Process `json:",omitempty"`
 }
+
+// AnnotationUniqueName, on a sandbox's configuration, asks that no other
+// sandbox has its name and namespace, whatever their UIDs. A kubelet sees to
+// that itself; `berth run` cannot.
+const AnnotationUniqueName = "berth.dev/unique-name"
 
 // A Process is named by PID and start time, since PIDs are used again.
 type Process struct {

@@ -1,6 +1,7 @@
 package sandbox
 
 import (
+	"context"
 	"crypto/rand"
 	"log/slog"
 	"testing"
@@ -34,6 +35,7 @@ func newService(t *testing.T, change func(*Options)) *Service {
 		Paths: paths.Paths{Root: dir + "/root", State: dir + "/state"}, Store: store, Cgroups: cgroups, Log: log,
 		Steps: steps.New(steps.Options{Journal: store, Log: log}), CgroupParent: "/berth-sandbox-" + rand.Text()[:12],
 	}
+	o.Pauses = none{}
 	if change != nil {
 		change(&o)
 	}
@@ -53,6 +55,12 @@ func newService(t *testing.T, change func(*Options)) *Service {
 	})
 	return s
 }
+
+// none makes no sandbox container.
+type none struct{ Pauses }
+
+func (none) WantsPause(string) bool                          { return false }
+func (none) DropPause(context.Context, string, string) error { return nil }
 
 // put records a pod, as Run does first. Its cgroup is parent, or where that is
 // empty the pod's own.

@@ -52,6 +52,11 @@ func (s *Service) run(ctx context.Context, cfg *runtime.PodSandboxConfig, handle
 			return "", fmt.Errorf("pod %s was stopped as sandbox %s; remove it or raise metadata.attempt: %w", name(cfg.GetMetadata()), box.ID, errdefs.ErrAlreadyExists)
 		}
 	}
+	unlock, err := s.claimName(ctx, cfg)
+	if err != nil {
+		return "", err
+	}
+	defer unlock()
 	id, err := newID()
 	if err != nil {
 		return "", err
@@ -61,6 +66,7 @@ func (s *Service) run(ctx context.Context, cfg *runtime.PodSandboxConfig, handle
 		ID: id, Config: cfg, Handler: handler, RuntimeHandler: asked,
 		State: record.SandboxCreating, CreatedAt: time.Now(),
 		CgroupParent: parent, OwnCgroup: !s.Cgroups.Exists(parent),
+		Pause: s.Pauses.WantsPause(handler),
 	}
 	release, err := s.slots.Acquire(ctx, id)
 	if err != nil {
@@ -72,6 +78,26 @@ func (s *Service) run(ctx context.Context, cfg *runtime.PodSandboxConfig, handle
 	}
 	s.announce(id)
 	return id, nil
+}
+
+// claimName keeps other sandboxes from a name that is to be this one's alone,
+// until unlock. ErrAlreadyExists: one has it.
+func (s *Service) claimName(ctx context.Context, cfg *runtime.PodSandboxConfig) (unlock func(), err error) {
+	if cfg.GetAnnotations()[record.AnnotationUniqueName] == "" {
+		return func() {}, nil
+	}
+	m := cfg.GetMetadata()
+	shown := m.GetNamespace() + "/" + m.GetName()
+	if unlock, err = s.slots.Acquire(ctx, "name "+shown); err != nil {
+		return nil, err
+	}
+	for _, box := range s.Store.Sandboxes.List() {
+		if have := box.Config.GetMetadata(); have.GetName() == m.GetName() && have.GetNamespace() == m.GetNamespace() {
+			unlock()
+			return nil, fmt.Errorf("pod %s is there already as sandbox %s (%s); remove it first: %w", shown, box.ID, box.State, errdefs.ErrAlreadyExists)
+		}
+	}
+	return unlock, nil
 }
 
 // newID returns 64 hexadecimal characters, the form that tools know containers by.
@@ -97,11 +123,14 @@ func (s *Service) runSteps(box *record.Sandbox) []steps.Step {
 		}})
 	}
 	list = append(list, steps.Step{Name: "cgroup", Do: func(ctx context.Context) error { return s.makeCgroup(ctx, box.ID) }})
-	if sharedPID(box) {
+	if sharedPID(box) && !box.Pause {
 		list = append(list, steps.Step{Name: "init", Do: func(ctx context.Context) error { return s.startInit(ctx, box) }})
 	}
 	if !hostNetwork(box) {
 		list = append(list, steps.Step{Name: "network", Do: func(ctx context.Context) error { return s.attach(ctx, box) }})
+	}
+	if box.Pause { // its kernel or machine takes up the network as it is now
+		list = append(list, steps.Step{Name: "pause", Do: func(ctx context.Context) error { return s.startPause(ctx, box) }})
 	}
 	list = append(list,
 		steps.Step{Name: "files", Do: func(context.Context) error { return s.writeFiles(box) }},
@@ -151,6 +180,30 @@ func (s *Service) startInit(ctx context.Context, box *record.Sandbox) error {
 	}
 	_, err = s.Store.Sandboxes.Update(box.ID, func(b *record.Sandbox) { b.Init = &record.Process{PID: p.PID, Start: p.Start} })
 	return err
+}
+
+func (s *Service) startPause(ctx context.Context, box *record.Sandbox) error {
+	p, err := s.Pauses.StartPause(ctx, box)
+	if err != nil {
+		return err
+	}
+	_, err = s.Store.Sandboxes.Update(box.ID, func(b *record.Sandbox) { b.Init = &record.Process{PID: p.PID, Start: p.Start} })
+	return err
+}
+
+// dropPause removes the sandbox container, where the pod has one or nobody can
+// tell.
+func (s *Service) dropPause(ctx context.Context, id string) error {
+	box, err := s.Store.Sandboxes.Get(id)
+	switch {
+	case notFound(err): // its cgroup may be the one that a pod has by itself
+		return s.Pauses.DropPause(ctx, id, s.Cgroups.Path(s.cgroupParent(nil, id), id))
+	case err != nil || !box.Pause:
+		return err
+	case box.CgroupParent == "":
+		return s.Pauses.DropPause(ctx, id, "")
+	}
+	return s.Pauses.DropPause(ctx, id, s.Cgroups.Path(box.CgroupParent, id))
 }
 
 // initCgroups are where the init is charged for. In the v2 hierarchy a cgroup

@@ -2,7 +2,8 @@
 //
 // A sandbox holds no process and no image: it is a record, pinned namespaces,
 // a few files, a /dev/shm, an address and a cgroup for its containers. Only a
-// pod that shares a PID namespace has a process, its tiny init.
+// pod that shares a PID namespace has a process, its tiny init, and one whose
+// handler's shim wants it a sandbox container.
 //
 // Invariants:
 //   - The record is written before the first resource and deleted after the
@@ -49,6 +50,16 @@ type Containers interface {
 	RemoveAll(ctx context.Context, sandboxID string) error
 }
 
+// Pauses are the sandbox containers that some handlers' shims want;
+// internal/container implements it.
+type Pauses interface {
+	WantsPause(handler string) bool
+	// StartPause returns the process with which the pod ends.
+	StartPause(ctx context.Context, box *record.Sandbox) (host.Process, error)
+	// DropPause is idempotent, whatever became of StartPause.
+	DropPause(ctx context.Context, id, cgroup string) error
+}
+
 // Network attaches pods; internal/network implements it.
 type Network interface {
 	Add(context.Context, network.Pod) (*network.Result, error)
@@ -72,6 +83,7 @@ type Options struct {
 	Cgroups    *host.Cgroups
 	Reaper     *supervisor.Reaper
 	Containers Containers
+	Pauses     Pauses
 	Events     Publisher
 	Log        *slog.Logger
 	// InitBinary is the program containerd-shim-berth-v1, which a shared PID

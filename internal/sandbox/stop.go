@@ -50,10 +50,15 @@ func (s *Service) stop(ctx context.Context, id string) error {
 		return err
 	}
 	undo := s.undoOf(id)
-	return s.Steps.Run(ctx, steps.StopPodSandbox, id,
+	list := []steps.Step{
 		// From here on the sandbox is not ready, and takes no new container.
-		steps.Step{Name: "record", Do: func(context.Context) error { return s.setState(id, record.SandboxStopping) }},
-		steps.Step{Name: "containers", Do: func(ctx context.Context) error { return s.Containers.StopAll(ctx, id) }},
+		{Name: "record", Do: func(context.Context) error { return s.setState(id, record.SandboxStopping) }},
+		{Name: "containers", Do: func(ctx context.Context) error { return s.Containers.StopAll(ctx, id) }},
+	}
+	if box.Pause {
+		list = append(list, steps.Step{Name: "pause", Do: undo["pause"]})
+	}
+	return s.Steps.Run(ctx, steps.StopPodSandbox, id, append(list,
 		steps.Step{Name: "network", Do: undo["network"]},
 		steps.Step{Name: "init", Do: undo["init"]},
 		steps.Step{Name: "namespaces", Do: undo["namespaces"]},
@@ -66,7 +71,7 @@ func (s *Service) stop(ctx context.Context, id string) error {
 			s.Log.Info("pod is stopped", "sandbox", id)
 			return nil
 		}},
-	)
+	)...)
 }
 
 func (s *Service) setState(id string, state record.SandboxState) error {

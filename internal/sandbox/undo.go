@@ -15,7 +15,7 @@ import (
 )
 
 // undoOrder is the order in which a sandbox is taken down, the reverse of Run's.
-var undoOrder = []string{"network", "init", "cgroup", "shm", "namespaces", "directories", "record"}
+var undoOrder = []string{"pause", "network", "init", "cgroup", "shm", "namespaces", "directories", "record"}
 
 // undoOf gives what takes back each step of Run, by its name. Each is
 // idempotent and needs no more than the ID; what the record says is read when
@@ -32,6 +32,7 @@ func (s *Service) undoOf(id string) map[string]func(context.Context) error {
 		"init": func(ctx context.Context) error {
 			return supervisor.StopPodInit(ctx, s.Paths.Namespace(id, "pid"))
 		},
+		"pause":   func(ctx context.Context) error { return s.dropPause(ctx, id) },
 		"network": func(ctx context.Context) error { return s.detach(ctx, s.recordOr(id)) },
 	}
 }

@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -39,12 +40,14 @@ func checkPort(port int32) error {
 // namespace at netns ("": the host's), and copies both ways until both sides
 // have sent their end, one of them breaks, or ctx ends. The end of one way
 // leaves the other one open. What does not listen, on IPv4 or on IPv6, is an
-// ErrUnavailable that says so.
-func Forward(ctx context.Context, netns string, port int32, stream io.ReadWriteCloser) error {
+// ErrUnavailable that says so. A pod with a kernel of its own has a loopback of
+// its own, too: for it addresses are the pod's, where the port is looked for
+// from the host when nothing answers in the namespace.
+func Forward(ctx context.Context, netns string, port int32, stream io.ReadWriteCloser, addresses ...netip.Addr) error {
 	if err := checkPort(port); err != nil {
 		return err
 	}
-	conn, err := dialPort(ctx, netns, uint16(port))
+	conn, err := dialPort(ctx, netns, uint16(port), addresses)
 	if err != nil {
 		return err
 	}
@@ -52,12 +55,17 @@ func Forward(ctx context.Context, netns string, port int32, stream io.ReadWriteC
 	return pipe(ctx, conn, stream, halfOpenTimeout)
 }
 
-// dialPort tries the loopback addresses in their order.
-func dialPort(ctx context.Context, netns string, port uint16) (*net.TCPConn, error) {
+// dialPort tries the loopback addresses in the namespace, then the others from
+// the host, in their order.
+func dialPort(ctx context.Context, netns string, port uint16, others []netip.Addr) (*net.TCPConn, error) {
 	var errs []error
-	for _, addr := range loopback {
+	for i, addr := range slices.Concat(loopback, others) {
 		to := netip.AddrPortFrom(addr, port)
-		c, err := dialIn(ctx, netns, to)
+		where := netns
+		if i >= len(loopback) {
+			where = ""
+		}
+		c, err := dialIn(ctx, where, to)
 		if err == nil {
 			return c, nil
 		}

@@ -219,7 +219,7 @@ func TestHalfOpenIsBounded(t *testing.T) {
 		c.CloseWrite()
 		io.Copy(io.Discard, c)
 	})
-	pod, err := dialPort(t.Context(), netns, uint16(port))
+	pod, err := dialPort(t.Context(), netns, uint16(port), nil)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -204,7 +204,7 @@ func (h *Hold) ask(ctx context.Context, within time.Duration, req hold.Request, 
 // Close.
 func (h *Hold) run() {
 	defer h.wg.Done()
-	defer h.drop()
+	defer h.leave()
 	for {
 		var timer <-chan time.Time
 		var broken <-chan struct{}
@@ -300,6 +300,20 @@ func (h *Hold) call(req hold.Request) (hold.Response, error) {
 		err = h.unavailable(err)
 	}
 	return res, err
+}
+
+// leave ends the connection for good: the process ends with it, unless it holds
+// something. One of an older berth does not know of leaving, and waits a while.
+func (h *Hold) leave() {
+	if h.conn == nil {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), keepTime)
+	defer cancel()
+	if _, err := h.conn.call(ctx, hold.Request{Op: hold.OpLeave}); err != nil {
+		h.opts.Log.Debug("no leave taken of the hold process", "err", err)
+	}
+	h.drop()
 }
 
 func (h *Hold) drop() {

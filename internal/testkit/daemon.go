@@ -37,6 +37,9 @@ type DaemonOptions struct {
 	Env []string
 	// NoNetwork writes no CNI configuration.
 	NoNetwork bool
+	// GVisor adds the handler runsc, whose pods run in gVisor; it is an error
+	// where that was not built.
+	GVisor bool
 }
 
 // A Daemon is a berth under test with directories, bridge, subnet and cgroup
@@ -181,6 +184,11 @@ func NewDaemon(opts DaemonOptions) (_ *Daemon, err error) {
 	daemonsMu.Lock()
 	daemons[d] = true
 	daemonsMu.Unlock()
+	if opts.GVisor {
+		if err := d.gVisor(); err != nil {
+			return nil, err
+		}
+	}
 	return d, d.writeConfig()
 }
 
@@ -234,6 +242,7 @@ func (d *Daemon) libexec() (string, error) {
 	for name, target := range map[string]string{
 		"runc": "libexec/runc", "containerd-shim-runc-v2": "libexec/containerd-shim-runc-v2",
 		"cni": "libexec/cni", "containerd-shim-berth-v1": "containerd-shim-berth-v1",
+		"containerd-shim-runsc-v1": "test/containerd-shim-runsc-v1",
 	} {
 		if err := os.Symlink(filepath.Join(root, "bin", target), filepath.Join(dir, name)); err != nil {
 			return "", err

@@ -7,6 +7,8 @@
 // (internal/steps/failpoint.go). BERTH_CRASH_FULL=1 walks each step × fault
 // alone, as `make test-crash` does; without it all steps of a kind of fault are
 // walked in one life of a pod. BERTH_CRASH_KILLS is the number of random kills.
+// BERTH_CRASH_HANDLER is the runtime handler of the walked and the killed pods:
+// berth, runc, or boxed, which is runc with a sandbox container.
 package crash
 
 import (
@@ -39,6 +41,9 @@ func TestMain(m *testing.M) {
 		return registry.Close, err
 	})
 }
+
+// handler is that of the pods of walkers; "" is the daemon's default.
+func handler() string { return os.Getenv("BERTH_CRASH_HANDLER") }
 
 func full() bool { return os.Getenv("BERTH_CRASH_FULL") != "" }
 

@@ -62,11 +62,15 @@ type walker struct {
 
 func newWalker(t *testing.T) *walker {
 	t.Helper()
-	w := &walker{t: t, d: testkit.StartDaemon(t, testkit.DaemonOptions{})}
-	var err error
-	if w.c, err = w.d.Client(); err != nil {
+	w := &walker{t: t, d: testkit.StartDaemon(t, testkit.DaemonOptions{Config: map[string]any{
+		"runtime.handlers.boxed.type":    "io.containerd.runc.v2",
+		"runtime.handlers.boxed.sandbox": "container",
+	}})}
+	c, err := w.d.Client()
+	if err != nil {
 		t.Fatal(err)
 	}
+	w.c = c.WithHandler(handler())
 	w.live(t.Context(), nil)
 	if w.before, err = w.d.Host(t.Context()); err != nil {
 		t.Fatal(err)

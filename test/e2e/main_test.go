@@ -84,7 +84,7 @@ func setup() (func() error, error) {
 	for name := range strings.SplitSeq(wanted, ",") {
 		engine, handler, _ := strings.Cut(name, "/")
 		if byEngine[engine] == nil {
-			s, err := share(engine == "external")
+			s, err := share(engine == "external", strings.Contains(wanted, "/runsc"))
 			if s != nil {
 				byEngine[engine] = s
 			}
@@ -114,9 +114,12 @@ type shared struct {
 	before string
 }
 
-func share(external bool) (*shared, error) {
+func share(external, gvisor bool) (*shared, error) {
 	ctx := context.Background()
-	d, err := testkit.NewDaemon(testkit.DaemonOptions{External: external})
+	d, err := testkit.NewDaemon(testkit.DaemonOptions{External: external, GVisor: gvisor, Config: map[string]any{
+		"runtime.handlers.boxed.type":    "io.containerd.runc.v2",
+		"runtime.handlers.boxed.sandbox": "container",
+	}})
 	if err != nil {
 		return nil, err
 	}
@@ -133,7 +136,8 @@ func share(external bool) (*shared, error) {
 	if err := podCIDR(ctx, s.client, "10.99.0.0/24"); err != nil { // kept in a file from the first one on
 		return s, err
 	}
-	return s, s.client.WarmUp(ctx, busybox)
+	// The first container of a shim starts the hold process.
+	return s, errors.Join(s.client.WarmUp(ctx, busybox), s.client.WithHandler("boxed").WarmUp(ctx, busybox))
 }
 
 // check wants the host back as it was before the tests.
@@ -158,6 +162,7 @@ func each(t *testing.T, f func(t *testing.T, c *testkit.Client)) {
 	for _, target := range targets {
 		t.Run(target.name, func(t *testing.T) {
 			t.Parallel()
+			supported(t, target.client.Handler)
 			f(t, target.client)
 		})
 	}

@@ -128,6 +128,7 @@ func TestMountPropagation(t *testing.T) {
 			{name: "both ways", propagation: cri.MountPropagation_PROPAGATION_BIDIRECTIONAL, comesIn: true, goesOut: true},
 		} {
 			t.Run(tc.name, func(t *testing.T) {
+				supported(t, c.Handler)
 				dir := sharedDir(t)
 				tmpfs(t, filepath.Join(dir, "before"), "was-there")
 				p := c.Pod(t, func(p *cri.PodSandboxConfig) { p.Linux.SecurityContext.Privileged = true })

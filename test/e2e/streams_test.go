@@ -148,8 +148,11 @@ func TestExecWithTTYAndResize(t *testing.T) {
 			}()
 			resize <- remotecommand.TerminalSize{Width: 91, Height: 37}
 			write := func(line string) { feed(t, type_, done, line+"\n") }
-			write("tty; echo term=$TERM")
-			holds(t, &out, "/dev/pts/")
+			write("tty; test -t 0 && echo ter''minal; echo term=$TERM")
+			if c.Handler != gVisor { // where it is one of the machine outside, without a name
+				holds(t, &out, "/dev/pts/")
+			}
+			holds(t, &out, "terminal")
 			holds(t, &out, "term=xterm")
 			write("while [ \"$(stty size)\" != '37 91' ]; do sleep 0.05; done; echo re''sized")
 			holds(t, &out, "resized")
@@ -421,8 +424,12 @@ func forwarders(t *testing.T, address string) map[string]func(ports []string, st
 func TestPortForward(t *testing.T) {
 	each(t, func(t *testing.T, c *testkit.Client) {
 		p := c.Pod(t)
-		server := p.Container(t, busybox, []string{"sh", "-c", "mkdir /www && seq 100000 > /www/long && exec httpd -f -p 127.0.0.1:8080 -h /www"})
-		six := p.Container(t, busybox, []string{"sh", "-c", "mkdir /www && echo six > /www/six && exec httpd -f -p [::1]:8081 -h /www"})
+		four, six6 := "127.0.0.1", "[::1]"
+		if c.Handler == gVisor { // its loopback is inside
+			four, six6 = "0.0.0.0", "[::]"
+		}
+		server := p.Container(t, busybox, []string{"sh", "-c", "mkdir /www && seq 100000 > /www/long && exec httpd -f -p " + four + ":8080 -h /www"})
+		six := p.Container(t, busybox, []string{"sh", "-c", "mkdir /www && echo six > /www/six && exec httpd -f -p " + six6 + ":8081 -h /www"})
 		resp, err := c.PortForward(t.Context(), &cri.PortForwardRequest{PodSandboxId: p.ID, Port: []int32{8080, 8081, 9}})
 		if err != nil {
 			t.Fatal(err)

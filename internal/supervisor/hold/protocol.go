@@ -37,6 +37,7 @@ const (
 	OpKeep    = "keep"
 	OpRelease = "release"
 	OpKeys    = "keys"
+	OpLeave   = "leave"
 )
 
 // A Request is one line of JSON.

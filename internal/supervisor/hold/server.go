@@ -25,7 +25,8 @@ type Server struct {
 	// State is the state directory; required, absolute.
 	State string
 	// Linger is how long the server stays when it holds nothing and no client
-	// is connected; default 5 seconds.
+	// is connected, for a daemon that was killed and comes back; default 5
+	// seconds. After a client that took its leave it does not wait.
 	Linger time.Duration
 	// Ready, where set, is called once when clients can connect.
 	Ready func()
@@ -36,6 +37,7 @@ type Server struct {
 	mu    sync.Mutex // guards what follows
 	held  map[string]*holding
 	conns map[net.Conn]bool
+	left  bool // the last client to come has taken its leave
 	wg    sync.WaitGroup
 }
 
@@ -154,6 +156,7 @@ func (s *Server) serve(ctx context.Context, dir *os.File, l *net.UnixListener) e
 		case failed = <-accepted:
 			accepted, running = nil, false
 		case <-s.idle:
+			running = !s.done()
 			linger.Reset(s.Linger)
 		case <-linger.C:
 			running = s.busy()
@@ -184,6 +187,14 @@ func (s *Server) nudge() {
 	}
 }
 
+// done tells whether the last client has taken its leave, has gone, and left
+// nothing to hold.
+func (s *Server) done() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.left && len(s.held) == 0 && len(s.conns) == 0
+}
+
 func (s *Server) busy() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -205,7 +216,7 @@ func (s *Server) accept(l *net.UnixListener) error {
 			return fmt.Errorf("accept: %w", err)
 		}
 		s.mu.Lock()
-		s.conns[c] = true
+		s.conns[c], s.left = true, false
 		s.mu.Unlock()
 		s.wg.Add(1)
 		go s.converse(c)
@@ -278,6 +289,9 @@ func (s *Server) do(line []byte, res *Response) error {
 		h := s.held[req.Key]
 		delete(s.held, req.Key)
 		return h.close()
+	case OpLeave:
+		s.left = true
+		return nil
 	case OpKeys:
 		res.PID, res.Keys = os.Getpid(), map[string][]string{}
 		for key, h := range s.held {

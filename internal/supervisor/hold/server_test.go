@@ -149,6 +149,36 @@ func TestEndsByItself(t *testing.T) {
 	}
 }
 
+// A server whose client took its leave does not wait for another, unless there
+// is something to hold.
+func TestLeave(t *testing.T) {
+	state := t.TempDir()
+	ended, _ := start(t, state, time.Hour)
+	if err := unix.Mkfifo(filepath.Join(state, "f"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, last := range []string{`{"v":1,"op":"keep","key":"k","paths":["f"]}`, `{"v":1,"op":"release","key":"k"}`} {
+		c := connect(t, state)
+		in := bufio.NewReader(c)
+		for _, request := range []string{last, `{"v":1,"op":"leave"}`} {
+			if got := ask(t, c, in, request); !strings.Contains(got, `"ok":true`) {
+				t.Fatalf("%s: %s", request, got)
+			}
+		}
+		if err := c.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	select {
+	case err := <-ended:
+		if err != nil {
+			t.Error(err)
+		}
+	case <-time.After(10 * time.Second):
+		t.Fatal("stays after its client has left")
+	}
+}
+
 func TestStaleSocket(t *testing.T) {
 	state := t.TempDir()
 	if err := os.MkdirAll(filepath.Join(state, Dir), 0o755); err != nil {

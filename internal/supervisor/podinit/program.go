@@ -8,7 +8,7 @@ import (
 )
 
 // codeSize is at least the size of the reaper's code.
-const codeSize = 128
+const codeSize = 192
 
 // loadAddress is where the program's one segment is mapped.
 const loadAddress = 0x400000
@@ -16,9 +16,10 @@ const loadAddress = 0x400000
 // reaperAddress is where the reaper's code lies in this program.
 func reaperAddress() uintptr
 
-// program is the ELF file of the reaper: headers and code, nothing else. What
-// follows the code in the copy is never executed.
-func program() ([]byte, error) {
+// Program is the ELF file of the reaper: headers and code, nothing else. What
+// follows the code in the copy is never executed. Any architecture's Linux and
+// what stands for one can run it: it reads no file and takes no argument.
+func Program() ([]byte, error) {
 	header := elf.Header64{
 		Ident:     [elf.EI_NIDENT]byte{0x7f, 'E', 'L', 'F', byte(elf.ELFCLASS64), byte(elf.ELFDATA2LSB), byte(elf.EV_CURRENT)},
 		Type:      uint16(elf.ET_EXEC),

@@ -16,7 +16,7 @@ import (
 // The program is what the kernel wants, ends on SIGTERM and SIGINT, and on
 // nothing else. That it reaps is tested as PID 1, in internal/supervisor.
 func TestProgram(t *testing.T) {
-	content, err := program()
+	content, err := Program()
 	if err != nil {
 		t.Fatal(err)
 	}

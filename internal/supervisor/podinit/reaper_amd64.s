@@ -1,11 +1,17 @@
 #include "textflag.h"
 
 // The whole program that stays as PID 1; see program.go. It is copied from
-// here, so it holds no address. SIGCHLD, SIGTERM and SIGINT are blocked when it
-// starts.
+// here, so it holds no address. Before it starts SIGCHLD, SIGTERM and SIGINT are
+// blocked already, but in a sandbox container.
 TEXT reaper<>(SB), NOSPLIT|NOFRAME, $0
 	MOVQ $0x14002, AX // the set of SIGINT, SIGTERM, SIGCHLD
 	PUSHQ AX
+	MOVL $14, AX // rt_sigprocmask(SIG_BLOCK, &set, nil, 8)
+	XORL DI, DI
+	MOVQ SP, SI
+	XORL DX, DX
+	MOVL $8, R10
+	SYSCALL
 reap:
 	MOVL $61, AX // wait4(-1, nil, WNOHANG, nil)
 	MOVQ $-1, DI

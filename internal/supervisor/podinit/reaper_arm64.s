@@ -1,14 +1,20 @@
 #include "textflag.h"
 
 // The whole program that stays as PID 1; see program.go. It is copied from
-// here, so it holds no address. SIGCHLD, SIGTERM and SIGINT are blocked when it
-// starts.
+// here, so it holds no address. Before it starts SIGCHLD, SIGTERM and SIGINT are
+// blocked already, but in a sandbox container.
 TEXT reaper<>(SB), NOSPLIT|NOFRAME, $0
 	SUB $16, RSP
 	MOVD $0x4002, R19 // the set of SIGINT, SIGTERM, SIGCHLD
 	MOVD $0x10000, R20
 	ORR R20, R19, R19
 	MOVD R19, (RSP)
+	MOVD $135, R8 // rt_sigprocmask(SIG_BLOCK, &set, nil, 8)
+	MOVD $0, R0
+	MOVD RSP, R1
+	MOVD $0, R2
+	MOVD $8, R3
+	SVC
 reap:
 	MOVD $260, R8 // wait4(-1, nil, WNOHANG, nil)
 	MOVD $-1, R0

@@ -85,7 +85,7 @@ func makeRoot() error {
 	if err := unix.Mount("tmpfs", stage, "tmpfs", flags, "size=4k,nr_inodes=3,mode=0555"); err != nil {
 		return fmt.Errorf("mount tmpfs: %w", err)
 	}
-	content, err := program()
+	content, err := Program()
 	if err != nil {
 		return err
 	}

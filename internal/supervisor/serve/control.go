@@ -364,5 +364,8 @@ func (c *container) restoreConsole(fd int) error {
 		return errors.Join(err, master.Close())
 	}
 	io.carry(master)
+	if c.log != nil {
+		c.log.Running()
+	}
 	return nil
 }

@@ -201,7 +201,9 @@ func (c *container) adoptInit(st state) {
 	if exists(st.PID, st.Start) {
 		if fd, err := unix.PidfdOpen(st.PID, 0); err == nil {
 			if exists(st.PID, st.Start) && p.watchFD(st.PID, st.Start, fd) == nil {
-				if c.log != nil {
+				// What a terminal writes comes from its console, once that is
+				// restored; until then nobody has the FIFO open.
+				if c.log != nil && !p.terminal {
 					c.log.Running()
 				}
 				c.oom = c.s.watchOOM(c)
