@@ -7,11 +7,13 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/containerd/containerd/api/types/runc/options"
 	"github.com/containerd/containerd/v2/core/containers"
 	"github.com/containerd/containerd/v2/core/mount"
+	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/typeurl/v2"
 	"github.com/moby/sys/signal"
@@ -188,6 +190,27 @@ func (s *Service) marks(c *record.Container) map[string]string {
 	}
 }
 
+// marksMapped are marks, and for a pod with a user namespace those by which the
+// snapshotter shows the files of its root as the namespace's root's.
+func (s *Service) marksMapped(c *record.Container, box *record.Sandbox) map[string]string {
+	labels := s.marks(c)
+	uids, gids := spec.Mappings(box.Config)
+	if uids != nil {
+		labels[snapshots.LabelSnapshotUIDMapping] = mappingLabel(uids)
+		labels[snapshots.LabelSnapshotGIDMapping] = mappingLabel(gids)
+	}
+	return labels
+}
+
+// mappingLabel is a mapping in containerd's form.
+func mappingLabel(maps []specs.LinuxIDMapping) string {
+	var parts []string
+	for _, m := range maps {
+		parts = append(parts, fmt.Sprintf("%d:%d:%d", m.ContainerID, m.HostID, m.Size))
+	}
+	return strings.Join(parts, ",")
+}
+
 // makeContainer writes containerd's record of the container, with the spec, and
 // makes the writable layer.
 func (s *Service) makeContainer(ctx context.Context, c *creation) error {
@@ -226,7 +249,7 @@ func (s *Service) makeContainer(ctx context.Context, c *creation) error {
 	if err != nil {
 		return err
 	}
-	runtimeOptions, err := s.runtimeOptions(c.rec)
+	runtimeOptions, err := s.runtimeOptions(c)
 	if err != nil {
 		return err
 	}
@@ -234,23 +257,25 @@ func (s *Service) makeContainer(ctx context.Context, c *creation) error {
 		ID: c.rec.ID, Labels: s.labels(c), Image: c.rec.ImageName, Spec: body,
 		Runtime:     containers.RuntimeInfo{Name: s.Handlers[c.rec.Handler].Type, Options: runtimeOptions},
 		Snapshotter: c.rec.Snapshotter, SnapshotKey: c.rec.ID, SandboxID: sandboxID,
-	}, c.img.ChainID, s.marks(c.rec))
+	}, c.img.ChainID, s.marksMapped(c.rec, c.box))
 	return err
 }
 
 // runtimeOptions are those of supervisors and of the runc shim; other shims get
 // none.
-func (s *Service) runtimeOptions(c *record.Container) (typeurl.Any, error) {
-	h := s.Handlers[c.Handler]
+func (s *Service) runtimeOptions(c *creation) (typeurl.Any, error) {
+	h := s.Handlers[c.rec.Handler]
 	if h.Supervisor != "" {
-		return s.supervisorOptions(c)
+		return s.supervisorOptions(c.rec)
 	}
 	if h.Type != "io.containerd.runc.v2" {
 		return nil, nil
 	}
-	return typeurl.MarshalAny(&options.Options{
-		BinaryName: h.Binary, Root: s.runcRoot(), SystemdCgroup: s.Cgroups.Driver() == "systemd",
-	})
+	o := &options.Options{BinaryName: h.Binary, Root: s.runcRoot(), SystemdCgroup: s.Cgroups.Driver() == "systemd"}
+	if spec.UserNamespace(c.box.Config) != nil { // so that /dev/stdout can be opened again
+		o.IoUid, o.IoGid = spec.HostUser(c.box.Config, c.user)
+	}
+	return typeurl.MarshalAny(o)
 }
 
 // runcRoot is where runc keeps its states, below a directory for the namespace.
@@ -279,6 +304,9 @@ func (s *Service) namespaces(c *creation) (spec.Namespaces, error) {
 	}
 	if !spec.HostIPC(c.box.Config) {
 		n.IPC = s.Paths.Namespace(c.box.ID, "ipc")
+	}
+	if spec.UserNamespace(c.box.Config) != nil {
+		n.User = s.Paths.Namespace(c.box.ID, "user")
 	}
 	mode, target, err := spec.PIDMode(c.box.Config, c.rec.Config)
 	if err != nil {

@@ -63,7 +63,7 @@ type Publisher interface {
 	Publish(kind runtime.ContainerEventType, id string, box *record.Sandbox)
 }
 
-// Options configure a Service. All are required.
+// Options configure a Service. All but NoUserNamespaces are required.
 type Options struct {
 	Paths      paths.Paths
 	Store      *record.Store
@@ -81,6 +81,8 @@ type Options struct {
 	// request names none.
 	Handlers []string
 	Default  string
+	// NoUserNamespaces says why a pod cannot have a user namespace; nil: it can.
+	NoUserNamespaces error
 	// CgroupParent holds the cgroups of pods that name no parent.
 	CgroupParent string
 }

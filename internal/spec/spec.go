@@ -81,6 +81,8 @@ type Input struct {
 // Namespaces are paths of what a container joins. "" is the host's.
 type Namespaces struct {
 	Net, IPC, UTS string
+	// User is used where the sandbox has a user namespace.
+	User string
 	// PID is used unless the container has a PID namespace of its own or the
 	// host's (see PIDMode): the pod's, or that of the target container.
 	PID string

@@ -106,7 +106,9 @@ func (c *container) create(r *taskAPI.CreateTaskRequest) (err error) {
 	c.s.limits.clamp(spec.Process)
 	c.init.spec, c.init.terminal = spec.Process, spec.Process.Terminal
 	c.init.stdin, c.init.stdout, c.init.stderr = r.Stdin, r.Stdout, r.Stderr
-	unmount, err := c.mountRoot(r, spec)
+	var unmount func() error
+	// A mapped root is mounted with the help of a child.
+	err = c.s.forking(func() (err error) { unmount, err = c.mountRoot(r, spec); return err })
 	if err != nil {
 		return err
 	}
@@ -134,9 +136,18 @@ func (c *container) create(r *taskAPI.CreateTaskRequest) (err error) {
 }
 
 // config is the spec for libcontainer.
-func (c *container) config(spec *specs.Spec) (*configs.Config, error) {
-	config, err := specconv.CreateLibcontainerConfig(&specconv.CreateOpts{
-		CgroupName: c.id, UseSystemdCgroup: c.opts.SystemdCgroup, Spec: spec,
+func (c *container) config(spec *specs.Spec) (config *configs.Config, err error) {
+	for _, ns := range spec.Linux.Namespaces {
+		if ns.Type == specs.UserNamespace && ns.Path != "" {
+			// libcontainer finds them, by a child that it sends there.
+			spec.Linux.UIDMappings, spec.Linux.GIDMappings = nil, nil
+		}
+	}
+	err = c.s.forking(func() (err error) {
+		config, err = specconv.CreateLibcontainerConfig(&specconv.CreateOpts{
+			CgroupName: c.id, UseSystemdCgroup: c.opts.SystemdCgroup, Spec: spec,
+		})
+		return err
 	})
 	if err != nil {
 		return nil, fmt.Errorf("spec: %w: %w", err, errdefs.ErrInvalidArgument)
