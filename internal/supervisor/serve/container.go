@@ -174,7 +174,10 @@ func (c *container) mountRoot(r *taskAPI.CreateTaskRequest, spec *specs.Spec) (u
 		return nothing, nil
 	}
 	dir := c.rootDir()
-	if err := os.MkdirAll(dir, 0o711); err != nil {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nothing, err
+	}
+	if err := admitRoot(filepath.Dir(dir), spec); err != nil {
 		return nothing, err
 	}
 	unmount = func() error { return unmountRoot(dir) }
@@ -189,7 +192,20 @@ func (c *container) mountRoot(r *taskAPI.CreateTaskRequest, spec *specs.Spec) (u
 	return unmount, nil
 }
 
-func (c *container) rootDir() string { return filepath.Join(c.s.home, wire.Roots, c.id) }
+// admitRoot lets the group of a user namespace's root pass a directory.
+func admitRoot(dir string, spec *specs.Spec) error {
+	for _, m := range spec.Linux.GIDMappings {
+		if m.ContainerID == 0 {
+			return errors.Join(os.Chown(dir, 0, int(m.HostID)), os.Chmod(dir, 0o710))
+		}
+	}
+	return nil
+}
+
+func (c *container) rootDir() string { return c.s.rootDir(c.id) }
+
+// rootDir is in a directory of the container's own, which keeps others out.
+func (s *Server) rootDir(id string) string { return filepath.Join(s.roots, id, "root") }
 
 func unmountRoot(dir string) error {
 	err := unix.Unmount(dir, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
