@@ -40,6 +40,8 @@ type creation struct {
 	user spec.User
 	vols []spec.Volume
 	spec *specs.Spec
+	// volumeImages are those of rec.ImageVolumes.
+	volumeImages []volumeImage
 }
 
 // Create makes a container in a ready sandbox and returns its ID. The
@@ -58,7 +60,8 @@ func (s *Service) Create(ctx context.Context, sandboxID string, cfg *runtime.Con
 	return s.flights.Do(ctx, key, func(ctx context.Context) (string, error) {
 		ctx, cancel := context.WithTimeout(ctx, opTimeout)
 		defer cancel()
-		return s.create(ctx, box, cfg)
+		id, err := s.create(ctx, box, cfg)
+		return id, marked(err)
 	})
 }
 
@@ -131,7 +134,8 @@ func (s *Service) plan(ctx context.Context, box *record.Sandbox, cfg *runtime.Co
 	if dir := box.Config.GetLogDirectory(); dir != "" && cfg.GetLogPath() != "" {
 		rec.LogPath = filepath.Join(dir, cfg.GetLogPath())
 	}
-	return &creation{box: box, rec: rec, img: img}, nil
+	c := &creation{box: box, rec: rec, img: img}
+	return c, s.findVolumeImages(ctx, c)
 }
 
 func newID() (string, error) {
@@ -147,7 +151,7 @@ func newID() (string, error) {
 func (s *Service) createSteps(c *creation) []steps.Step {
 	id := c.rec.ID
 	undo := s.undoCreate(id)
-	return []steps.Step{
+	list := []steps.Step{
 		{Name: "record", Undo: undo["record"], Do: func(context.Context) error { return s.recordNew(c) }},
 		{Name: "mounts", Do: func(context.Context) (err error) {
 			c.host, err = spec.Prepare(c.rec.Config, s.Handlers[c.rec.Handler].PrivilegedWithoutHostDevices)
@@ -155,10 +159,15 @@ func (s *Service) createSteps(c *creation) []steps.Step {
 		}},
 		{Name: "directories", Undo: undo["directories"], Do: func(context.Context) error { return s.makeDirectories(id) }},
 		{Name: "user", Undo: undo["user"], Do: func(ctx context.Context) error { return s.findUser(ctx, c) }},
+	}
+	if len(c.volumeImages) > 0 {
+		list = append(list, steps.Step{Name: "images", Undo: undo["images"], Do: func(ctx context.Context) error { return s.makeImageViews(ctx, c) }})
+	}
+	return append(list, []steps.Step{
 		{Name: "container", Undo: undo["container"], Do: func(ctx context.Context) error { return s.makeContainer(ctx, c) }},
 		{Name: "volumes", Undo: undo["volumes"], Do: func(context.Context) error { return s.fillVolumes(c) }},
 		{Name: "created", Do: func(context.Context) error { return s.recordCreated(c) }},
-	}
+	}...)
 }
 
 // recordNew writes the record, and then looks whether the sandbox is still

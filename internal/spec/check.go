@@ -3,6 +3,7 @@ package spec
 import (
 	"fmt"
 	"path"
+	"path/filepath"
 	"slices"
 	"strings"
 	"unicode/utf8"
@@ -145,11 +146,17 @@ func CheckMount(m *runtime.Mount) error {
 		return fmt.Errorf("container_path: %s: it must be an absolute path below /: %w", Shown(m.GetContainerPath()), errdefs.ErrInvalidArgument)
 	case m.GetImage() != nil && m.GetHostPath() != "":
 		return fmt.Errorf("host_path: %s: it must be empty where image is set: %w", Shown(m.GetHostPath()), errdefs.ErrInvalidArgument)
-	case m.GetImage() != nil:
-		return fmt.Errorf("image: %s: image volumes are not supported yet: %w", Shown(m.GetImage().GetImage()), errdefs.ErrNotImplemented)
-	case m.GetImageSubPath() != "":
+	case m.GetImage() != nil && m.GetImage().GetImage() == "":
+		return fmt.Errorf("image.image: it is empty: name the image: %w", errdefs.ErrInvalidArgument)
+	case m.GetImage() != nil && !m.GetReadonly():
+		return fmt.Errorf("readonly: it must be set where image is: an image is mounted read-only: %w", errdefs.ErrInvalidArgument)
+	case m.GetImage() != nil && m.GetPropagation() != runtime.MountPropagation_PROPAGATION_PRIVATE:
+		return fmt.Errorf("propagation: %s: it must be PROPAGATION_PRIVATE where image is set: %w", m.GetPropagation(), errdefs.ErrInvalidArgument)
+	case m.GetImage() == nil && m.GetImageSubPath() != "":
 		return fmt.Errorf("image_sub_path: %s: it is for mounts with an image: %w", Shown(m.GetImageSubPath()), errdefs.ErrInvalidArgument)
-	case !isAbs(m.GetHostPath()):
+	case m.GetImageSubPath() != "" && (!filepath.IsLocal(m.GetImageSubPath()) || strings.ContainsRune(m.GetImageSubPath(), 0)):
+		return fmt.Errorf("image_sub_path: %s: it must be a path within the image, relative and without ..: %w", Shown(m.GetImageSubPath()), errdefs.ErrInvalidArgument)
+	case m.GetImage() == nil && !isAbs(m.GetHostPath()):
 		return fmt.Errorf("host_path: %s: it must be an absolute path: %w", Shown(m.GetHostPath()), errdefs.ErrInvalidArgument)
 	case m.GetPropagation() < runtime.MountPropagation_PROPAGATION_PRIVATE || m.GetPropagation() > runtime.MountPropagation_PROPAGATION_BIDIRECTIONAL:
 		return fmt.Errorf("propagation: %d is no propagation; use PROPAGATION_PRIVATE, PROPAGATION_HOST_TO_CONTAINER or PROPAGATION_BIDIRECTIONAL: %w", m.GetPropagation(), errdefs.ErrInvalidArgument)

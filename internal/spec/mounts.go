@@ -25,7 +25,8 @@ const (
 	Shared
 )
 
-// A HostPath is the source of a CRI mount, as PrepareMounts found it.
+// A HostPath is the source of a CRI mount, as PrepareMounts found it. That of an
+// image is where the image will be.
 type HostPath struct {
 	// Path has no symbolic links.
 	Path string
@@ -155,6 +156,9 @@ func (b *builder) mount(m *runtime.Mount, host HostPath) (specs.Mount, error) {
 	case m.GetReadonly():
 		access = "ro"
 	}
+	if m.GetImage() != nil {
+		return volumeMount(m, host, access), nil
+	}
 	propagation, err := b.propagation(m, host)
 	if err != nil {
 		return specs.Mount{}, err
@@ -164,6 +168,15 @@ func (b *builder) mount(m *runtime.Mount, host HostPath) (specs.Mount, error) {
 		Options:     append([]string{"rbind", propagation, access}, m.GetMountOptions()...),
 		UIDMappings: ociMappings(m.GetUidMappings()), GIDMappings: ociMappings(m.GetGidMappings()),
 	}, nil
+}
+
+// volumeMount is the mount of an image, of which nothing is executed unless the
+// mount's options say so. Its IDs are mapped by the snapshotter already.
+func volumeMount(m *runtime.Mount, host HostPath, access string) specs.Mount {
+	return specs.Mount{
+		Source: host.Path, Destination: path.Clean(m.GetContainerPath()), Type: "bind",
+		Options: append([]string{"rbind", "rprivate", access, "noexec"}, m.GetMountOptions()...),
+	}
 }
 
 // propagation of a mount. What the container is to receive from or send to the
