@@ -182,9 +182,14 @@ func TestValidateSandbox(t *testing.T) {
 		})
 	}
 	c := goodSandbox()
-	options(c).UsernsOptions.Mode = runtime.NamespaceMode_POD
-	if err := validateSandboxConfig(c); !errdefs.IsNotImplemented(err) || !strings.Contains(err.Error(), "userns_options.mode") {
+	ids := []*runtime.IDMapping{{HostId: 655360, Length: 65536}}
+	options(c).UsernsOptions = &runtime.UserNamespace{Uids: ids, Gids: ids}
+	if err := validateSandboxConfig(c); err != nil {
 		t.Errorf("a user namespace: got %v", err)
+	}
+	options(c).UsernsOptions.Gids = nil
+	if err := validateSandboxConfig(c); !errdefs.IsInvalidArgument(err) || !strings.Contains(err.Error(), "userns_options.gids") {
+		t.Errorf("a user namespace without groups: got %v", err)
 	}
 	c = goodSandbox()
 	c.Linux.CgroupParent = "kubepods-besteffort.slice"
@@ -247,7 +252,7 @@ func TestValidateContainer(t *testing.T) {
 		}, "mounts[1].container_path", "twice"},
 		"propagation":          {func(c *config) { c.Mounts[0].Propagation = 9 }, "mounts[0].propagation", "9"},
 		"mount option":         {func(c *config) { c.Mounts[0].MountOptions = []string{"shared"} }, "mounts[0].mount_options[0]", "shared"},
-		"image and host path":  {func(c *config) { c.Mounts[0].Image = &runtime.ImageSpec{} }, "mounts[0].host_path", "image"},
+		"image and host path":  {func(c *config) { c.Mounts[0].Image = &runtime.ImageSpec{Image: "x"} }, "mounts[0].host_path", "image"},
 		"device permissions":   {func(c *config) { c.Devices[0].Permissions = "rwx" }, "devices[0].permissions", "rwx"},
 		"device path":          {func(c *config) { c.Devices[0].ContainerPath = "x" }, "devices[0].container_path", `"x"`},
 		"label without key":    {func(c *config) { c.Labels = map[string]string{"": ""} }, "labels", "empty key"},

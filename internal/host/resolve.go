@@ -17,7 +17,7 @@ import (
 func ResolveIn(dir, name string) (string, error) {
 	root, err := unix.Open(dir, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return "", fmt.Errorf("open %s: %w", dir, err)
+		return "", fmt.Errorf("open %s to look for %q: %w", dir, name, err)
 	}
 	defer unix.Close(root)
 	fd, err := unix.Openat2(root, name, &unix.OpenHow{Flags: unix.O_PATH | unix.O_CLOEXEC, Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS})
