@@ -242,6 +242,12 @@ func (s *Service) makeContainer(ctx context.Context, c *creation) error {
 	if err != nil {
 		return err
 	}
+	if err := spec.InjectCDI(made, c.rec.Config, s.CDIDirs); err != nil {
+		return err
+	}
+	if err := spec.BindDevices(made); err != nil {
+		return err
+	}
 	for _, w := range warnings {
 		s.Log.Warn("container differs from what was asked for", "container", c.rec.ID, "warning", w)
 	}

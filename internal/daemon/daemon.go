@@ -302,7 +302,7 @@ func (p *parts) openLifecycles(context.Context) error {
 		Paths: p.paths, Store: p.store, Steps: p.steps, Engine: p.engine, Images: p.images, Hold: p.hold,
 		Supervisors: fleet{p.fleet}, SupervisorBinary: p.supervisorBinary(),
 		Cgroups: p.cgroups, Events: publisher, Log: p.Log, Handlers: handlers, LostOutput: p.metrics.LostOutput,
-		Snapshotter: p.Config.Containerd.Snapshotter, Kernel: p.kernel, AppArmorDefault: p.loadAppArmor(),
+		Snapshotter: p.Config.Containerd.Snapshotter, CDIDirs: p.Config.Runtime.CDISpecDirs, Kernel: p.kernel, AppArmorDefault: p.loadAppArmor(),
 	})
 	p.later(p.containers.Close)
 	p.sandboxes = sandbox.New(sandbox.Options{

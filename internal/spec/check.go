@@ -79,8 +79,8 @@ func refused(sandbox *runtime.PodSandboxConfig, c *runtime.ContainerConfig) erro
 	if sc.GetPrivileged() && !sandbox.GetLinux().GetSecurityContext().GetPrivileged() {
 		return fmt.Errorf("linux.security_context.privileged: the sandbox was not made for privileged containers: set it in the sandbox's linux.security_context too: %w", errdefs.ErrInvalidArgument)
 	}
-	if len(c.GetCDIDevices()) > 0 {
-		return fmt.Errorf("CDI_devices[0]: %s: CDI devices are not supported yet: %w", Shown(c.GetCDIDevices()[0].GetName()), errdefs.ErrNotImplemented)
+	if _, err := CDIDevices(c); err != nil {
+		return err
 	}
 	o := sc.GetNamespaceOptions()
 	if err := checkSameUserNamespace(sandbox, o); err != nil {

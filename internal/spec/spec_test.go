@@ -183,7 +183,6 @@ var golden = map[string]func(*Input){
 		in.Container.Linux.Resources.OomScoreAdj = -998
 		sc(in).Capabilities = &runtime.Capability{AddCapabilities: []string{"ALL"}}
 		sc(in).SelinuxOptions = &runtime.SELinuxOption{Type: "spc_t"}
-		in.Container.Annotations = map[string]string{"cdi.k8s.io/x": "vendor/dev=1"}
 		in.Image.Env = append(in.Image.Env, "NOVALUE")
 	},
 }
@@ -272,7 +271,8 @@ func TestContainerRefuses(t *testing.T) {
 		}, invalid, "envs[0].value"},
 		"working dir":               {func(in *Input) { in.Container.WorkingDir = "x" }, invalid, `working_dir: "x"`},
 		"privileged":                {func(in *Input) { sc(in).Privileged = true }, invalid, "linux.security_context.privileged"},
-		"CDI":                       {func(in *Input) { in.Container.CDIDevices = []*runtime.CDIDevice{{Name: "a/b=c"}} }, todo, `CDI_devices[0]: "a/b=c"`},
+		"CDI":                       {func(in *Input) { in.Container.CDIDevices = []*runtime.CDIDevice{{Name: "a/b=c"}, {Name: "gpu0"}} }, invalid, `CDI_devices[1].name: "gpu0"`},
+		"CDI annotation":            {func(in *Input) { in.Container.Annotations = map[string]string{"cdi.k8s.io/x": "a/b=c,d"} }, invalid, `annotations["cdi.k8s.io/x"]: "d"`},
 		"user namespace of its own": {func(in *Input) { sc(in).NamespaceOptions.UsernsOptions = usernsOptions() }, invalid, "without a user namespace"},
 		"user namespace left": {func(in *Input) {
 			inUserNamespace(in)
