@@ -29,7 +29,6 @@ var explained = []struct{ pattern, reason string }{
 	{`CrashLoopBackOff: .*back-off 2s restarting`, "pods of the tests end on purpose"},
 	{`PostStartHook.*exit(ed with)? 9`, "TestFailedHookRestarts has a hook that fails"},
 	{`/none:1|InvalidImageName|ErrImageNeverPull`, "TestPullPolicies asks for images that are none"},
-	{`runtime does not support user namespaces|image volumes are not supported yet`, "TestRefused asks for what berth does not implement"},
 	{`container has runAsNonRoot and image will run as root`, "TestRootIsRefused"},
 }
 
