@@ -227,6 +227,9 @@ func (s *Service) makeContainer(ctx context.Context, c *creation) error {
 	if err != nil {
 		return err
 	}
+	if c.img.ChainID == "" && namespaces.User != "" {
+		return fmt.Errorf("image %s has no layers, and its root cannot be that of a user namespace: use another image, or leave hostUsers unset: %w", c.img.ID, errdefs.ErrInvalidArgument)
+	}
 	s.planVolumes(c)
 	handler := s.Handlers[c.rec.Handler]
 	made, warnings, err := spec.Container(spec.Input{

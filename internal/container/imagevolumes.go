@@ -145,7 +145,7 @@ func (s *Service) withImages(ctx context.Context, c *record.Container, do func()
 		}
 		mounts, err := layers.Mounts(s.Engine.Context(ctx), imageView(c.ID, v.Mount))
 		if err == nil {
-			err = mount.All(mapped(mounts), target)
+			err = s.mountImage(c, mounts, target)
 		}
 		if err != nil {
 			return volumeFailed(v.Mount, "image", fmt.Errorf("%s: %w", v.ImageID, err))
@@ -154,17 +154,15 @@ func (s *Service) withImages(ctx context.Context, c *record.Container, do func()
 	return do()
 }
 
-// mapped lets containerd map the IDs of an image of one layer, which is a bind
-// mount: it leaves read-only ones as they are. The container's own mount of it
-// is read-only in any case.
-func mapped(mounts []mount.Mount) []mount.Mount {
-	for i, m := range mounts {
-		maps := func(option string) bool { return strings.HasPrefix(option, "uidmap=") }
-		if m.Type == "bind" && slices.ContainsFunc(m.Options, maps) {
-			mounts[i].Options = slices.DeleteFunc(slices.Clone(m.Options), func(o string) bool { return o == "ro" })
-		}
+// mountImage mounts an image, of which nothing changes. One of one layer is the
+// layer's directory; containerd would map its IDs by a second mount over the
+// first.
+func (s *Service) mountImage(c *record.Container, mounts []mount.Mount, target string) error {
+	mapsIDs := func(option string) bool { return strings.HasPrefix(option, "uidmap=") }
+	if len(mounts) == 1 && mounts[0].Type == "bind" && slices.ContainsFunc(mounts[0].Options, mapsIDs) {
+		return host.BindMapped(mounts[0].Source, target, s.Paths.Namespace(c.SandboxID, "user"))
 	}
-	return mounts
+	return mount.All(mounts, target)
 }
 
 // dropImageViews removes the snapshots, also those of a container that no

@@ -110,7 +110,7 @@ func (c *container) create(r *taskAPI.CreateTaskRequest) (err error) {
 	// A mapped root is mounted with the help of a child.
 	err = c.s.forking(func() (err error) { unmount, err = c.mountRoot(r, spec); return err })
 	if err != nil {
-		return err
+		return errors.Join(err, c.forget())
 	}
 	// Once the init has its root, the host needs it no more.
 	defer func() {
