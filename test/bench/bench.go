@@ -26,24 +26,24 @@ type options struct {
 
 // A plan is how often each thing is done.
 type plan struct {
-	lifecycles              int
-	batches, batch          int // of lifecycles by workers at once
-	held                    []int
-	lists, metrics          int
-	restarts                int
-	idle                    time.Duration
-	execs                   int
-	execBatches, execBatch  int
-	logs, logMiB            int
-	pulls, counts           int
-	heldSettle, traceSettle time.Duration
+	lifecycles                         int
+	batches, batch                     int // of lifecycles by workers at once
+	held                               []int
+	lists, metrics                     int
+	restarts                           int
+	idle                               time.Duration
+	execs                              int
+	execBatches, execBatch             int
+	logs, logMiB                       int
+	pulls, counts                      int
+	heldSettle, traceSettle, traceRest time.Duration
 }
 
 func quickPlan() plan {
 	return plan{
 		lifecycles: 10, batches: 2, batch: 16, held: []int{50}, lists: 15, metrics: 1, restarts: 2,
 		idle: 5 * time.Second, execs: 20, execBatches: 2, execBatch: 40, logs: 2, logMiB: 32, pulls: 2, counts: 1,
-		heldSettle: time.Second, traceSettle: 300 * time.Millisecond,
+		heldSettle: time.Second, traceSettle: 300 * time.Millisecond, traceRest: 2 * time.Second,
 	}
 }
 
@@ -51,7 +51,7 @@ func fullPlan() plan {
 	return plan{
 		lifecycles: 100, batches: 5, batch: 64, held: []int{50, 300}, lists: 60, metrics: 3, restarts: 5,
 		idle: 30 * time.Second, execs: 200, execBatches: 5, execBatch: 160, logs: 5, logMiB: 256, pulls: 5, counts: 3,
-		heldSettle: 5 * time.Second, traceSettle: time.Second,
+		heldSettle: 5 * time.Second, traceSettle: time.Second, traceRest: 5 * time.Second,
 	}
 }
 

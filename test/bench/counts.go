@@ -18,9 +18,12 @@ import (
 	"berth/internal/testkit"
 )
 
-// counted counts system calls of one pod up and of one pod down.
+// counted counts system calls of one pod up and of one pod down. It begins when
+// servers have deleted what the pods before left: containerd and berth collect
+// that later, and it is no part of the next pod.
 func (b *bench) counted(ctx context.Context) error {
 	return b.alternate(ctx, b.plan.counts, func(s *server) error {
+		pause(ctx, b.plan.traceRest)
 		p, err := s.newPod(b.image, idleArgs)
 		if err != nil {
 			return err
