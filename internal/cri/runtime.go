@@ -32,10 +32,11 @@ func (s *Server) Status(ctx context.Context, req *runtime.StatusRequest) (*runti
 			{Type: runtime.NetworkReady, Status: network.Ready, Reason: network.Reason, Message: network.Message}}},
 		Features: &runtime.RuntimeFeatures{SupplementalGroupsPolicy: true, UserNamespacesHostNetwork: true, MountOptions: true},
 	}
-	for _, h := range s.Handlers {
-		resp.RuntimeHandlers = append(resp.RuntimeHandlers, &runtime.RuntimeHandler{Name: h.Name, Features: &runtime.RuntimeHandlerFeatures{
-			RecursiveReadOnlyMounts: s.Kernel.RecursiveReadOnly, UserNamespaces: h.UserNamespaces,
-		}})
+	// The handler without a name is the default one.
+	for _, name := range append([]string{""}, s.Handlers...) {
+		resp.RuntimeHandlers = append(resp.RuntimeHandlers, &runtime.RuntimeHandler{
+			Name: name, Features: &runtime.RuntimeHandlerFeatures{RecursiveReadOnlyMounts: s.Kernel.RecursiveReadOnly, UserNamespaces: s.UserNamespaces(name)},
+		})
 	}
 	if !req.GetVerbose() {
 		return resp, nil

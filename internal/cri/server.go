@@ -45,12 +45,6 @@ type Metrics interface {
 	BeginCall(method string) (end func(code string))
 }
 
-// A Handler is a runtime handler, as Status shows it.
-type Handler struct {
-	Name           string
-	UserNamespaces bool
-}
-
 // Options configure a Server. All are required.
 type Options struct {
 	Sandboxes  *sandbox.Service
@@ -66,8 +60,11 @@ type Options struct {
 	Metrics    Metrics
 	Paths      paths.Paths
 	Kernel     spec.Kernel
-	// Handlers are the runtime handlers, the default one under the name "".
-	Handlers []Handler
+	// Handlers are the runtime handlers' names, in order.
+	Handlers []string
+	// UserNamespaces tells whether pods of a handler, "" being the default one,
+	// can have user namespaces.
+	UserNamespaces func(handler string) bool
 	// FSPath is the directory that the use of file systems is reported for.
 	FSPath string
 	// Config is shown by a verbose Status.

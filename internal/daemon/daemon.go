@@ -6,7 +6,6 @@
 package daemon
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -15,7 +14,6 @@ import (
 	"path/filepath"
 	"slices"
 
-	"github.com/containerd/errdefs"
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"berth/internal/config"
@@ -70,8 +68,8 @@ type parts struct {
 	sandboxes  *sandbox.Service
 	streams    *stream.Server
 
-	// noUserNamespaces says why pods cannot have them; nil: they can.
-	noUserNamespaces error
+	// mapsIDs: the snapshotter can show an image's files as a user namespace's.
+	mapsIDs bool
 
 	// closers stop what was started, last first.
 	closers []func() error
@@ -197,22 +195,8 @@ func (p *parts) startEngine(ctx context.Context) (err error) {
 		return err
 	}
 	p.later(p.engine.Close)
-	return p.checkUserNamespaces(ctx)
-}
-
-// checkUserNamespaces finds out why pods cannot have user namespaces, if so.
-func (p *parts) checkUserNamespaces(ctx context.Context) error {
-	snapshotter := p.Config.Containerd.Snapshotter
-	maps, err := p.engine.MapsIDs(ctx, snapshotter)
-	switch {
-	case err != nil:
-		return err
-	case !p.kernel.UserNamespaces:
-		p.noUserNamespaces = fmt.Errorf("the kernel has none, or allows none by the sysctl user.max_user_namespaces: %w", errdefs.ErrFailedPrecondition)
-	case !maps:
-		p.noUserNamespaces = fmt.Errorf("the snapshotter %s does not map IDs here; overlayfs does, from Linux 5.19 on: %w", snapshotter, errdefs.ErrFailedPrecondition)
-	}
-	return nil
+	p.mapsIDs, err = p.engine.MapsIDs(ctx, p.Config.Containerd.Snapshotter)
+	return err
 }
 
 // shimPaths are the shims that handlers give as paths.
@@ -325,19 +309,6 @@ func (p *parts) handlerNames() []string {
 	return names
 }
 
-// criHandlers are the handlers, with what they can do, the default one first
-// under the name "". Which shims other than runc's know user namespaces, berth
-// does not know.
-func (p *parts) criHandlers() []cri.Handler {
-	var list []cri.Handler
-	for _, name := range append([]string{""}, p.handlerNames()...) {
-		h := p.Config.Runtime.Handlers[cmp.Or(name, p.Config.Runtime.DefaultHandler)]
-		known := h.Type == config.SupervisorType || h.Type == "io.containerd.runc.v2"
-		list = append(list, cri.Handler{Name: name, UserNamespaces: known && p.noUserNamespaces == nil})
-	}
-	return list
-}
-
 func (p *parts) startStreams(context.Context) (err error) {
 	p.streams, err = stream.New(stream.Options{
 		Address: p.Config.Stream.Address, IdleTimeout: p.Config.Stream.IdleTimeout.Duration, Log: p.Log,
@@ -355,7 +326,7 @@ func (p *parts) criOptions() cri.Options {
 	return cri.Options{
 		Sandboxes: p.sandboxes, Containers: p.containers, Images: p.images, Network: p.network, Engine: p.engine,
 		Store: p.store, Stats: stats.New(p.cgroups, p.hasRecord), Cgroups: p.cgroups, Streams: p.streams, Events: p.events,
-		Metrics: p.metrics, Paths: p.paths, Kernel: p.kernel, Handlers: p.criHandlers(), FSPath: p.fsPath(),
+		Metrics: p.metrics, Paths: p.paths, Kernel: p.kernel, Handlers: p.handlerNames(), UserNamespaces: p.userNamespaces, FSPath: p.fsPath(),
 		Config: p.Config, Log: p.Log,
 	}
 }

@@ -2,14 +2,10 @@ package doctor
 
 import (
 	"fmt"
-	"os"
-	"path/filepath"
-	"slices"
 	"strconv"
 	"strings"
 
 	"github.com/moby/sys/capability"
-	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
 )
 
@@ -92,56 +88,13 @@ func (e *exam) namespaces() {
 	e.ok("namespaces", "mount, network, IPC, UTS, PID, cgroup")
 }
 
-// mappedKernel is the least that has overlayfs on idmapped layers.
-var mappedKernel = [2]int{5, 19}
-
-// userNamespaces keeps no pod from running but those that ask for one.
+// userNamespaces is of no use to pods yet, whatever the kernel has.
 func (e *exam) userNamespaces() {
-	const consequence = "pods with hostUsers: false are refused"
 	most := e.read("proc/sys/user/max_user_namespaces")
-	version, known := parseRelease(e.read("proc/sys/kernel/osrelease"))
-	covered := e.covered()
-	switch {
-	case !e.exists("proc/self/ns/user") || most == "":
-		e.warn("user namespaces", consequence+"; use a kernel with CONFIG_USER_NS", "the kernel has none")
-	case most == "0":
-		e.warn("user namespaces", consequence+"; raise the sysctl user.max_user_namespaces", "the kernel allows none")
-	case known && (version[0] < mappedKernel[0] || version[0] == mappedKernel[0] && version[1] < mappedKernel[1]):
-		e.warn("user namespaces", fmt.Sprintf(consequence+"; use Linux %d.%d or newer", mappedKernel[0], mappedKernel[1]), "the kernel cannot map the users of images")
-	case e.Config.Containerd.Address == "" && e.Config.Containerd.Snapshotter != "overlayfs":
-		e.warn("user namespaces", consequence+`; set containerd.snapshotter to "overlayfs"`, "the snapshotter %s cannot map the users of images", e.Config.Containerd.Snapshotter)
-	case covered != "":
-		e.warn("user namespaces", "containers of pods with hostUsers: false do not start, for the kernel gives them no /proc of their own; unmount it, or mount a whole proc elsewhere",
-			"%s is mounted over", covered)
-	default:
-		e.ok("user namespaces", "%s allowed", most)
+	if !e.exists("proc/self/ns/user") {
+		most = "0"
 	}
-}
-
-// covered is the first mount that hides a part of /proc, "" for none or where
-// the whole is mounted elsewhere as well.
-func (e *exam) covered() string {
-	f, err := os.Open(filepath.Join(e.Root, "proc/self/mountinfo"))
-	if err != nil {
-		return ""
-	}
-	defer f.Close()
-	mounts, err := mountinfo.GetMountsFromReader(f, nil)
-	if err != nil {
-		return ""
-	}
-	hides := func(m *mountinfo.Info) bool {
-		// This one is at an empty directory, which the kernel makes for it.
-		return strings.HasPrefix(m.Mountpoint, "/proc/") && m.Mountpoint != "/proc/sys/fs/binfmt_misc"
-	}
-	whole := func(m *mountinfo.Info) bool {
-		return m.FSType == "proc" && m.Root == "/" && m.Mountpoint != "/proc" && !hides(m)
-	}
-	i := slices.IndexFunc(mounts, hides)
-	if i < 0 || slices.ContainsFunc(mounts, whole) {
-		return ""
-	}
-	return mounts[i].Mountpoint
+	e.ok("user namespaces", "not used: berth refuses pods with hostUsers: false so far (the kernel allows %s)", most)
 }
 
 func (e *exam) seccomp() {

@@ -35,8 +35,10 @@ func (s *Service) Run(ctx context.Context, req *runtime.RunPodSandboxRequest) (s
 		return "", err
 	}
 	cfg := req.GetConfig()
-	if s.NoUserNamespaces != nil && spec.UserNamespace(cfg) != nil {
-		return "", fmt.Errorf("linux.security_context.namespace_options.userns_options: this node has no user namespaces for pods (leave hostUsers unset): %w", s.NoUserNamespaces)
+	if spec.UserNamespace(cfg) != nil {
+		if err := s.NoUserNamespaces(handler); err != nil {
+			return "", fmt.Errorf("linux.security_context.namespace_options.userns_options: no user namespace can be had (leave hostUsers unset): %w", err)
+		}
 	}
 	return s.flights.Do(ctx, "run of pod "+name(cfg.GetMetadata()), func(ctx context.Context) (string, error) {
 		ctx, cancel := context.WithTimeout(ctx, opTimeout)

@@ -63,7 +63,7 @@ type Publisher interface {
 	Publish(kind runtime.ContainerEventType, id string, box *record.Sandbox)
 }
 
-// Options configure a Service. All but NoUserNamespaces are required.
+// Options configure a Service. All are required.
 type Options struct {
 	Paths      paths.Paths
 	Store      *record.Store
@@ -81,8 +81,9 @@ type Options struct {
 	// request names none.
 	Handlers []string
 	Default  string
-	// NoUserNamespaces says why a pod cannot have a user namespace; nil: it can.
-	NoUserNamespaces error
+	// NoUserNamespaces says why a pod of the handler cannot have a user namespace;
+	// nil: it can.
+	NoUserNamespaces func(handler string) error
 	// CgroupParent holds the cgroups of pods that name no parent.
 	CgroupParent string
 }
