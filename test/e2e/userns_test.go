@@ -1,12 +1,14 @@
 package e2e
 
 import (
+	"context"
 	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"google.golang.org/grpc/codes"
@@ -261,5 +263,63 @@ func TestUserNamespaceRefused(t *testing.T) {
 		with := &cri.LinuxContainerSecurityContext{NamespaceOptions: &options{Pid: cri.NamespaceMode_CONTAINER, UsernsOptions: &cri.UserNamespace{Uids: mapping(), Gids: mapping()}}}
 		_, err := c.Pod(t).Create(t.Context(), testkit.ContainerConfig(busybox, []string{"true"}, func(c *cri.ContainerConfig) { c.Linux.SecurityContext = with }))
 		testkit.WantCode(t, err, codes.InvalidArgument, "without a user namespace")
+	})
+}
+
+// Statistics and network figures of such a pod are as those of others.
+func TestUserNamespaceStats(t *testing.T) {
+	each(t, func(t *testing.T, c *testkit.Client) {
+		p := c.Pod(t, userNamespace)
+		ctr := sleeper(t, p)
+		ctr.Exec(t, "dd", "if=/dev/zero", "of=/file", "bs=1k", "count=2000")
+		testkit.Until(t, 30*time.Second, func(ctx context.Context) string {
+			got, err := c.ContainerStats(ctx, &cri.ContainerStatsRequest{ContainerId: ctr.ID})
+			if err != nil {
+				return err.Error()
+			}
+			if s := got.Stats; s.Memory.GetWorkingSetBytes().GetValue() == 0 || s.WritableLayer.GetUsedBytes().GetValue() < 2_000_000 {
+				return fmt.Sprintf("no memory or no layer yet: %v", s)
+			}
+			return ""
+		})
+		got, err := c.PodSandboxStats(t.Context(), &cri.PodSandboxStatsRequest{PodSandboxId: p.ID})
+		if err != nil || got.Stats.GetLinux().GetNetwork().GetDefaultInterface().GetName() != "eth0" {
+			t.Errorf("pod: %v, %v", got, err)
+		}
+	})
+}
+
+// A daemon that was killed finds such pods as they were, and can go on with them.
+func TestUserNamespaceKilledDaemon(t *testing.T) {
+	ownDaemon(t, func(t *testing.T, d *testkit.Daemon, c *testkit.Client) {
+		shared := namespaces(func(n *cri.NamespaceOption) { n.Pid = cri.NamespaceMode_POD })
+		for name, p := range map[string]*testkit.Pod{"plain": c.Pod(t, userNamespace), "shared PID": c.Pod(t, shared, userNamespace)} {
+			join := security(func(s *cri.LinuxContainerSecurityContext) {
+				s.NamespaceOptions = p.Config.Linux.SecurityContext.NamespaceOptions
+			})
+			before := sleeper(t, p, join)
+			created, err := p.Create(t.Context(), testkit.ContainerConfig(busybox, []string{"cat", "/vol/etc/passwd"}, join, mounts(volumeOf(busyboxID, "/vol", ""))))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := d.Kill(); err != nil {
+				t.Fatal(err)
+			}
+			if err := d.Start(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			if s := p.Status(t); s.State != cri.PodSandboxState_SANDBOX_READY {
+				t.Errorf("%s: the pod is %v", name, s)
+			}
+			if err := created.Start(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			created.Exited(t)
+			created.Logged(t, "nobody")
+			after := sleeper(t, p, join)
+			if x, y := ns(t, before, "user"), ns(t, after, "user"); x != y {
+				t.Errorf("%s: user namespaces %s and %s", name, x, y)
+			}
+		}
 	})
 }
