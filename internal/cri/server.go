@@ -68,6 +68,9 @@ type Options struct {
 	Kernel     spec.Kernel
 	// Handlers are the runtime handlers' names, in order.
 	Handlers []string
+	// UserNamespaces tells whether pods of a handler, "" being the default one,
+	// can have user namespaces.
+	UserNamespaces func(handler string) bool
 	// FSPath is the directory that the use of file systems is reported for.
 	FSPath string
 	// Config is shown by a verbose Status.
