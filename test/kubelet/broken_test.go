@@ -22,8 +22,8 @@ func command(args ...string) func(*v1.Pod) {
 
 // mount puts a volume into main.
 func mount(source v1.VolumeSource, m v1.VolumeMount) func(*v1.Pod) {
+	m.Name = "extra"
 	return func(p *v1.Pod) {
-		m.Name = "extra"
 		p.Spec.Volumes = append(p.Spec.Volumes, v1.Volume{Name: m.Name, VolumeSource: source})
 		p.Spec.Containers[0].VolumeMounts = append(p.Spec.Containers[0].VolumeMounts, m)
 	}

@@ -24,6 +24,7 @@ var explained = []struct{ pattern, reason string }{
 	{`Error proxying data from (client to backend|backend to client).*(broken pipe|connection reset by peer)`, "a client sends the end of its streams after the command has ended"},
 	{`"Error on socket receive".*use of closed network connection`, "the same, with WebSockets"},
 	{`ExecSync.*(is exited, not running|the container has just ended)`, "a probe meets the end of its container"},
+	{`Failed to remove container log dead symlink.*no such file`, "the kubelets of the two nodes share /var/log/containers, and the other one removed it"},
 	{`"Could not get metadata".*/manifests/|"Unable to process watch event"`, "a manifest went while the kubelet looked at it"},
 	{`Partial failure issuing cadvisor.ContainerInfoV2.*unable to find data in memory cache`, "cAdvisor has not looked at a new cgroup yet"},
 	{`(resize is not currently feasible|ResizePodInPlaceError).*unable to read memory usage for pod`, "the same"},

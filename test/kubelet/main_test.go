@@ -44,7 +44,7 @@ var (
 	targets = []*target{
 		{name: "generic", opts: nodeOptions{cadvisor: true}},
 		// What the runtime tells of itself: events and statistics.
-		{name: "evented", opts: nodeOptions{gates: map[string]bool{"EventedPLEG": true, "PodAndContainerStatsFromCRI": true}}},
+		{name: "evented", opts: nodeOptions{gates: map[string]bool{"EventedPLEG": true, fromCRI: true, "CRIListStreaming": true}}},
 	}
 	registry *testkit.Registry
 	// busybox is the plain image, probed the one with a gRPC health service.
