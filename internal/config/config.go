@@ -73,6 +73,7 @@ type Network struct {
 type Runtime struct {
 	DefaultHandler string             `toml:"default_handler"`
 	BinDir         string             `toml:"bin_dir"`
+	CDISpecDirs    []string           `toml:"cdi_spec_dirs"`
 	Handlers       map[string]Handler `toml:"handlers"`
 }
 
@@ -185,6 +186,7 @@ func Default() *Config {
 		},
 		Runtime: Runtime{
 			DefaultHandler: "berth",
+			CDISpecDirs:    []string{"/etc/cdi", "/var/run/cdi"},
 			Handlers: map[string]Handler{
 				"berth": {Type: SupervisorType, Supervisor: SupervisorNode, PodAnnotations: []string{}, ContainerAnnotations: []string{}},
 				"runc":  {Type: RuncType, PodAnnotations: []string{}, ContainerAnnotations: []string{}},

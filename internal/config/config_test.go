@@ -174,6 +174,7 @@ func TestMistakes(t *testing.T) {
 		{"bad handler name", "runtime.handlers.Kata.type = \"io.containerd.kata.v2\"\n"},
 		{"handler without a type", "runtime.handlers.kata.binary = \"/usr/bin/kata\"\n"},
 		{"bad type", "runtime.handlers.runc.type = \"runc\"\n"},
+		{"relative CDI specs", "runtime.cdi_spec_dirs = [\"/etc/cdi\", \"cdi\"]\n"},
 		{"relative runtime", "runtime.handlers.runc.binary = \"runc\"\n"},
 		{"sandbox", "runtime.handlers.runc.sandbox = \"vm\"\n"},
 		{"sandbox of the supervisor", "runtime.handlers.berth.sandbox = \"container\"\n"},

@@ -179,6 +179,9 @@ func subnet(key, value string, v4 bool, longest int) error {
 
 func (r *Runtime) validate() []error {
 	errs := []error{absoluteOrEmpty("runtime.bin_dir", r.BinDir)}
+	for i, dir := range r.CDISpecDirs {
+		errs = append(errs, absolute(fmt.Sprintf("runtime.cdi_spec_dirs[%d]", i), dir))
+	}
 	names := make([]string, 0, len(r.Handlers))
 	for name := range r.Handlers {
 		names = append(names, name)

@@ -129,7 +129,9 @@ type Options struct {
 	Log              *slog.Logger
 	Handlers         map[string]Handler
 	Snapshotter      string
-	Kernel           spec.Kernel
+	// CDIDirs hold CDI specs, by which containers get devices.
+	CDIDirs []string
+	Kernel  spec.Kernel
 	// LostOutput is told of bytes of output that a log file did not take.
 	LostOutput func(bytes int)
 	// AppArmorDefault is the loaded profile that RuntimeDefault means.

@@ -7,11 +7,13 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/containerd/containerd/api/types/runc/options"
 	"github.com/containerd/containerd/v2/core/containers"
 	"github.com/containerd/containerd/v2/core/mount"
+	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/typeurl/v2"
 	"github.com/moby/sys/signal"
@@ -38,6 +40,8 @@ type creation struct {
 	user spec.User
 	vols []spec.Volume
 	spec *specs.Spec
+	// volumeImages are those of rec.ImageVolumes.
+	volumeImages []volumeImage
 }
 
 // Create makes a container in a ready sandbox and returns its ID. The
@@ -56,7 +60,8 @@ func (s *Service) Create(ctx context.Context, sandboxID string, cfg *runtime.Con
 	return s.flights.Do(ctx, key, func(ctx context.Context) (string, error) {
 		ctx, cancel := context.WithTimeout(ctx, opTimeout)
 		defer cancel()
-		return s.create(ctx, box, cfg)
+		id, err := s.create(ctx, box, cfg)
+		return id, marked(err)
 	})
 }
 
@@ -129,7 +134,8 @@ func (s *Service) plan(ctx context.Context, box *record.Sandbox, cfg *runtime.Co
 	if dir := box.Config.GetLogDirectory(); dir != "" && cfg.GetLogPath() != "" {
 		rec.LogPath = filepath.Join(dir, cfg.GetLogPath())
 	}
-	return &creation{box: box, rec: rec, img: img}, nil
+	c := &creation{box: box, rec: rec, img: img}
+	return c, s.findVolumeImages(ctx, c)
 }
 
 func newID() (string, error) {
@@ -145,7 +151,7 @@ func newID() (string, error) {
 func (s *Service) createSteps(c *creation) []steps.Step {
 	id := c.rec.ID
 	undo := s.undoCreate(id)
-	return []steps.Step{
+	list := []steps.Step{
 		{Name: "record", Undo: undo["record"], Do: func(context.Context) error { return s.recordNew(c) }},
 		{Name: "mounts", Do: func(context.Context) (err error) {
 			c.host, err = spec.Prepare(c.rec.Config, s.Handlers[c.rec.Handler].PrivilegedWithoutHostDevices)
@@ -153,10 +159,15 @@ func (s *Service) createSteps(c *creation) []steps.Step {
 		}},
 		{Name: "directories", Undo: undo["directories"], Do: func(context.Context) error { return s.makeDirectories(id) }},
 		{Name: "user", Undo: undo["user"], Do: func(ctx context.Context) error { return s.findUser(ctx, c) }},
+	}
+	if len(c.volumeImages) > 0 {
+		list = append(list, steps.Step{Name: "images", Undo: undo["images"], Do: func(ctx context.Context) error { return s.makeImageViews(ctx, c) }})
+	}
+	return append(list, []steps.Step{
 		{Name: "container", Undo: undo["container"], Do: func(ctx context.Context) error { return s.makeContainer(ctx, c) }},
 		{Name: "volumes", Undo: undo["volumes"], Do: func(context.Context) error { return s.fillVolumes(c) }},
 		{Name: "created", Do: func(context.Context) error { return s.recordCreated(c) }},
-	}
+	}...)
 }
 
 // recordNew writes the record, and then looks whether the sandbox is still
@@ -188,12 +199,36 @@ func (s *Service) marks(c *record.Container) map[string]string {
 	}
 }
 
+// marksMapped are marks, and for a pod with a user namespace those by which the
+// snapshotter shows the files of its root as the namespace's root's.
+func (s *Service) marksMapped(c *record.Container, box *record.Sandbox) map[string]string {
+	labels := s.marks(c)
+	uids, gids := spec.Mappings(box.Config)
+	if uids != nil {
+		labels[snapshots.LabelSnapshotUIDMapping] = mappingLabel(uids)
+		labels[snapshots.LabelSnapshotGIDMapping] = mappingLabel(gids)
+	}
+	return labels
+}
+
+// mappingLabel is a mapping in containerd's form.
+func mappingLabel(maps []specs.LinuxIDMapping) string {
+	var parts []string
+	for _, m := range maps {
+		parts = append(parts, fmt.Sprintf("%d:%d:%d", m.ContainerID, m.HostID, m.Size))
+	}
+	return strings.Join(parts, ",")
+}
+
 // makeContainer writes containerd's record of the container, with the spec, and
 // makes the writable layer.
 func (s *Service) makeContainer(ctx context.Context, c *creation) error {
 	namespaces, err := s.namespaces(c)
 	if err != nil {
 		return err
+	}
+	if c.img.ChainID == "" && namespaces.User != "" {
+		return fmt.Errorf("image %s has no layers, and its root cannot be that of a user namespace: use another image, or leave hostUsers unset: %w", c.img.ID, errdefs.ErrInvalidArgument)
 	}
 	s.planVolumes(c)
 	handler := s.Handlers[c.rec.Handler]
@@ -208,6 +243,12 @@ func (s *Service) makeContainer(ctx context.Context, c *creation) error {
 		AppArmorDefault: s.AppArmorDefault,
 	})
 	if err != nil {
+		return err
+	}
+	if err := spec.InjectCDI(made, c.rec.Config, s.CDIDirs); err != nil {
+		return err
+	}
+	if err := spec.BindDevices(made); err != nil {
 		return err
 	}
 	for _, w := range warnings {
@@ -227,7 +268,7 @@ func (s *Service) makeContainer(ctx context.Context, c *creation) error {
 	if err != nil {
 		return err
 	}
-	runtimeOptions, err := s.runtimeOptions(c.rec)
+	runtimeOptions, err := s.runtimeOptions(c)
 	if err != nil {
 		return err
 	}
@@ -235,25 +276,34 @@ func (s *Service) makeContainer(ctx context.Context, c *creation) error {
 		ID: c.rec.ID, Labels: s.marked(c.rec.Config.GetLabels(), kindContainer), Image: c.rec.ImageName, Spec: body,
 		Runtime:     containers.RuntimeInfo{Name: handler.Type, Options: runtimeOptions},
 		Snapshotter: c.rec.Snapshotter, SnapshotKey: c.rec.ID, SandboxID: sandboxID,
-	}, c.img.ChainID, s.marks(c.rec))
+	}, c.img.ChainID, s.marksMapped(c.rec, c.box))
 	return err
 }
 
-func (s *Service) runtimeOptions(c *record.Container) (typeurl.Any, error) {
-	h := s.Handlers[c.Handler]
+// runtimeOptions are those of supervisors and of shims.
+func (s *Service) runtimeOptions(c *creation) (typeurl.Any, error) {
+	h := s.Handlers[c.rec.Handler]
 	if h.Supervisor != "" {
-		return s.supervisorOptions(c)
+		return s.supervisorOptions(c.rec)
 	}
-	return s.shimOptions(h)
+	var io hostUser
+	if spec.UserNamespace(c.box.Config) != nil { // so that /dev/stdout can be opened again
+		io.uid, io.gid = spec.HostUser(c.box.Config, c.user)
+	}
+	return s.shimOptions(h, io)
 }
 
+// A hostUser is who owns a container's stdio on the node.
+type hostUser struct{ uid, gid uint32 }
+
 // shimOptions are those of the runc shim, or the file of another shim's.
-func (s *Service) shimOptions(h Handler) (typeurl.Any, error) {
+func (s *Service) shimOptions(h Handler, io hostUser) (typeurl.Any, error) {
 	if h.Type != "io.containerd.runc.v2" {
 		return optionsOf(h)
 	}
 	return typeurl.MarshalAny(&options.Options{
 		BinaryName: h.Binary, Root: s.runcRoot(), SystemdCgroup: s.Cgroups.Driver() == "systemd",
+		IoUid: io.uid, IoGid: io.gid,
 	})
 }
 
@@ -279,6 +329,9 @@ func (s *Service) marked(client map[string]string, kind string) map[string]strin
 func (s *Service) namespaces(c *creation) (spec.Namespaces, error) {
 	var n spec.Namespaces
 	s.joinPod(c.box, &n)
+	if spec.UserNamespace(c.box.Config) != nil {
+		n.User = s.Paths.Namespace(c.box.ID, "user")
+	}
 	mode, target, err := spec.PIDMode(c.box.Config, c.rec.Config)
 	if err != nil {
 		return n, err

@@ -184,7 +184,10 @@ func TestRuntimeOptions(t *testing.T) {
 		{"by path", Handler{Type: "/opt/shim", ConfigPath: "/etc/x"}, &runtimeoptions.Options{ConfigPath: "/etc/x"}},
 	} {
 		s.Handlers["h"] = tc.h
-		got, err := s.runtimeOptions(&record.Container{ID: "c", Handler: "h", Config: &runtime.ContainerConfig{}})
+		got, err := s.runtimeOptions(&creation{
+			rec: &record.Container{ID: "c", Handler: "h", Config: &runtime.ContainerConfig{}},
+			box: &record.Sandbox{Config: &runtime.PodSandboxConfig{}},
+		})
 		if err != nil {
 			t.Errorf("%s: %v", tc.name, err)
 			continue

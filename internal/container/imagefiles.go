@@ -153,8 +153,9 @@ func (s *Service) fillVolumes(c *creation) error {
 		return nil
 	}
 	return s.withRoot(c.rec.ID, c.root, func(root string) error {
+		uid, gid := spec.HostRoot(c.box.Config)
 		for _, v := range c.vols {
-			if err := fillVolume(root, v); err != nil {
+			if err := fillVolume(root, v, int(uid), int(gid)); err != nil {
 				return fmt.Errorf("volume %s of the image: %w", v.ContainerPath, err)
 			}
 		}
@@ -162,8 +163,12 @@ func (s *Service) fillVolumes(c *creation) error {
 	})
 }
 
-func fillVolume(root string, v spec.Volume) error {
+// fillVolume makes one, which uid and gid own unless the image says otherwise.
+func fillVolume(root string, v spec.Volume, uid, gid int) error {
 	if err := os.MkdirAll(v.HostPath, 0o755); err != nil {
+		return err
+	}
+	if err := os.Chown(v.HostPath, uid, gid); err != nil {
 		return err
 	}
 	from, err := fs.RootPath(root, v.ContainerPath)

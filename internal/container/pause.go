@@ -106,7 +106,7 @@ func (s *Service) pauseRecord(box *record.Sandbox) (containers.Container, error)
 	if err != nil {
 		return containers.Container{}, err
 	}
-	options, err := s.shimOptions(h)
+	options, err := s.shimOptions(h, hostUser{})
 	return containers.Container{
 		ID: box.ID, Labels: s.marked(box.Config.GetLabels(), kindSandbox), Spec: body,
 		Runtime: containers.RuntimeInfo{Name: h.Type, Options: options},

@@ -8,6 +8,7 @@ import (
 
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"berth/internal/record"
 	"berth/internal/steps"
 )
 
@@ -39,21 +40,27 @@ func (s *Service) remove(ctx context.Context, id string) error {
 	if err != nil {
 		return ignoreGone(err)
 	}
-	undo := s.undoCreate(id)
-	err = s.Steps.Run(ctx, steps.RemoveContainer, id,
-		steps.Step{Name: "kill", Do: func(ctx context.Context) error { return s.end(ctx, id) }},
-		steps.Step{Name: "task", Do: func(ctx context.Context) error { return s.clearLeftovers(ctx, id) }},
-		steps.Step{Name: "container", Do: undo["container"]},
-		steps.Step{Name: "directories", Do: undo["directories"]},
-		steps.Step{Name: "record", Do: undo["record"]},
-	)
-	if err != nil {
+	if err := s.Steps.Run(ctx, steps.RemoveContainer, id, s.removeSteps(c)...); err != nil {
 		return err
 	}
 	s.usage.forget(id)
 	s.publish(runtime.ContainerEventType_CONTAINER_DELETED_EVENT, c)
 	s.Log.Info("container is removed", "container", id)
 	return nil
+}
+
+func (s *Service) removeSteps(c *record.Container) []steps.Step {
+	id := c.ID
+	undo := s.undoCreate(id)
+	list := []steps.Step{
+		{Name: "kill", Do: func(ctx context.Context) error { return s.end(ctx, id) }},
+		{Name: "task", Do: func(ctx context.Context) error { return s.clearLeftovers(ctx, id) }},
+		{Name: "container", Do: undo["container"]},
+	}
+	if len(c.ImageVolumes) > 0 {
+		list = append(list, steps.Step{Name: "images", Do: undo["images"]})
+	}
+	return append(list, steps.Step{Name: "directories", Do: undo["directories"]}, steps.Step{Name: "record", Do: undo["record"]})
 }
 
 // end kills the container if it runs and waits until it has given back what it

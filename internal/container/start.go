@@ -90,7 +90,9 @@ func (s *Service) startSteps(c *record.Container, l *live) []steps.Step {
 			},
 			Undo: func(ctx context.Context) error { return s.dropStdio(ctx, c.ID, l.io) },
 		},
-		{Name: "task", Undo: undo[1].Undo, Do: func(ctx context.Context) error { return s.makeTask(ctx, l) }},
+		{Name: "task", Undo: undo[1].Undo, Do: func(ctx context.Context) error {
+			return s.withImages(ctx, c, func() error { return s.makeTask(ctx, l) })
+		}},
 		{Name: "start", Do: func(ctx context.Context) error { return refusal(ctx, l.t.Start(ctx)) }},
 		{Name: "running",
 			Do: func(context.Context) error {

@@ -1,12 +1,14 @@
 package container
 
 import (
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
+	"google.golang.org/protobuf/proto"
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"berth/internal/record"
@@ -63,11 +65,28 @@ func Status(c *record.Container) (*runtime.ContainerStatus, error) {
 		ExitCode: c.ExitCode, Reason: c.Reason, Message: c.Message,
 		Image: imageSpec(c), ImageRef: c.ImageRef, ImageId: c.ImageID,
 		Labels: c.Config.GetLabels(), Annotations: c.Config.GetAnnotations(),
-		Mounts: c.Config.GetMounts(), LogPath: c.LogPath,
+		Mounts: mountsOf(c), LogPath: c.LogPath,
 		Resources:  &runtime.ContainerResources{Linux: resources},
 		User:       &runtime.ContainerUser{Linux: &runtime.LinuxContainerUser{Uid: int64(c.UID), Gid: int64(c.GID), SupplementalGroups: groups}},
 		StopSignal: criSignal(c.StopSignal),
 	}, nil
+}
+
+// mountsOf are the mounts as asked for, but that images are named by their ID,
+// by which a kubelet knows which are in use.
+func mountsOf(c *record.Container) []*runtime.Mount {
+	if len(c.ImageVolumes) == 0 {
+		return c.Config.GetMounts()
+	}
+	mounts := slices.Clone(c.Config.GetMounts())
+	for _, v := range c.ImageVolumes {
+		if v.Mount < len(mounts) {
+			m := proto.CloneOf(mounts[v.Mount])
+			m.Image.Image, m.Image.ImageRef = v.ImageID, v.ImageRef
+			mounts[v.Mount] = m
+		}
+	}
+	return mounts
 }
 
 // nanos is 0 for a time that has not come.

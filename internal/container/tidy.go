@@ -51,7 +51,8 @@ func (s *Service) tidy(ctx context.Context, c *record.Container) error {
 func (s *Service) Strays(ctx context.Context) ([]string, error) {
 	ctx = s.Engine.Context(ctx)
 	strays := map[string]bool{}
-	note := func(id string) {
+	note := func(name string) {
+		id := ownerOf(name)
 		if _, err := s.Store.Containers.Get(id); notFound(err) {
 			strays[id] = true
 		}
@@ -75,7 +76,7 @@ func (s *Service) Strays(ctx context.Context) ([]string, error) {
 	return list, nil
 }
 
-// markedInContainerd calls note with the ID of each container and snapshot
+// markedInContainerd calls note with the name of each container and snapshot
 // that carries this daemon's label.
 func (s *Service) markedInContainerd(ctx context.Context, note func(id string)) error {
 	filter := fmt.Sprintf("labels.%q==%q", LabelRoot, s.Paths.Root)

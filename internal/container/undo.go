@@ -33,13 +33,14 @@ func (s *Service) undoCreate(id string) map[string]func(context.Context) error {
 			}
 			return ignoreGone(s.client.SnapshotService(s.snapshotterOf(id)).Remove(s.Engine.Context(ctx), viewOf(id)))
 		},
+		"images":    func(ctx context.Context) error { return s.dropImageViews(ctx, id) },
 		"container": func(ctx context.Context) error { return s.Engine.DropContainer(ctx, id, s.snapshotterOf(id)) },
 		"volumes":   func(context.Context) error { return host.UnmountBelow(s.Paths.ContainerState(id)) },
 	}
 }
 
 // createOrder is the order of Create's steps that have an undo.
-var createOrder = []string{"record", "directories", "user", "container", "volumes"}
+var createOrder = []string{"record", "directories", "user", "images", "container", "volumes"}
 
 func (s *Service) snapshotterOf(id string) string {
 	if c, err := s.Store.Containers.Get(id); err == nil && c.Snapshotter != "" {
@@ -86,7 +87,9 @@ func (s *Service) Undo(ctx context.Context, op, id string) error {
 func (s *Service) undoStart(id string) []steps.Step {
 	return []steps.Step{
 		{Name: "stdio", Undo: func(ctx context.Context) error { return s.dropStdio(ctx, id, nil) }},
-		{Name: "task", Undo: func(ctx context.Context) error { return s.clearTask(ctx, id) }},
+		{Name: "task", Undo: func(ctx context.Context) error {
+			return errors.Join(s.clearTask(ctx, id), host.UnmountBelow(s.imagesDir(id)))
+		}},
 	}
 }
 

@@ -30,12 +30,12 @@ func (s *Server) Status(ctx context.Context, req *runtime.StatusRequest) (*runti
 	resp := &runtime.StatusResponse{
 		Status: &runtime.RuntimeStatus{Conditions: []*runtime.RuntimeCondition{ready,
 			{Type: runtime.NetworkReady, Status: network.Ready, Reason: network.Reason, Message: network.Message}}},
-		Features: &runtime.RuntimeFeatures{SupplementalGroupsPolicy: true},
+		Features: &runtime.RuntimeFeatures{SupplementalGroupsPolicy: true, UserNamespacesHostNetwork: true, MountOptions: true},
 	}
 	// The handler without a name is the default one.
 	for _, name := range append([]string{""}, s.Handlers...) {
 		resp.RuntimeHandlers = append(resp.RuntimeHandlers, &runtime.RuntimeHandler{
-			Name: name, Features: &runtime.RuntimeHandlerFeatures{RecursiveReadOnlyMounts: s.RecursiveReadOnly(name)},
+			Name: name, Features: &runtime.RuntimeHandlerFeatures{RecursiveReadOnlyMounts: s.RecursiveReadOnly(name), UserNamespaces: s.UserNamespaces(name)},
 		})
 	}
 	if !req.GetVerbose() {

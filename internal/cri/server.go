@@ -71,6 +71,9 @@ type Options struct {
 	// RecursiveReadOnly tells whether a handler, "" being the default one, makes
 	// mounts read-only with all below them.
 	RecursiveReadOnly func(handler string) bool
+	// UserNamespaces tells whether pods of a handler, "" being the default one,
+	// can have user namespaces.
+	UserNamespaces func(handler string) bool
 	// FSPath is the directory that the use of file systems is reported for.
 	FSPath string
 	// Config is shown by a verbose Status.

@@ -134,6 +134,14 @@ func validatePaths(c *runtime.ContainerConfig) error {
 		if err := check(indexed("mounts", i)+".host_path", m.GetHostPath()); err != nil {
 			return err
 		}
+		if err := check(indexed("mounts", i)+".image_sub_path", m.GetImageSubPath()); err != nil {
+			return err
+		}
+		if m.GetImage() != nil {
+			if err := validateImage(indexed("mounts", i)+".image", m.GetImage()); err != nil {
+				return err
+			}
+		}
 	}
 	for i, d := range c.GetDevices() {
 		if err := check(indexed("devices", i)+".container_path", d.GetContainerPath()); err != nil {

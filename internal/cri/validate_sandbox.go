@@ -210,7 +210,7 @@ func validateSandboxNamespaces(field string, o *runtime.NamespaceOption) error {
 	if id := o.GetTargetId(); id != "" {
 		return invalid(field+".target_id", "%s: it is for containers, not for a sandbox", shown(id))
 	}
-	return spec.CheckUserNamespace(field+".userns_options", o.GetUsernsOptions())
+	return spec.CheckUserNamespace(field, o)
 }
 
 func validateMode(field string, mode runtime.NamespaceMode, allowed []runtime.NamespaceMode) error {

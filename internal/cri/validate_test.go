@@ -182,9 +182,14 @@ func TestValidateSandbox(t *testing.T) {
 		})
 	}
 	c := goodSandbox()
-	options(c).UsernsOptions.Mode = runtime.NamespaceMode_POD
-	if err := validateSandboxConfig(c); !errdefs.IsNotImplemented(err) || !strings.Contains(err.Error(), "userns_options.mode") {
+	ids := []*runtime.IDMapping{{HostId: 655360, Length: 65536}}
+	options(c).UsernsOptions = &runtime.UserNamespace{Uids: ids, Gids: ids}
+	if err := validateSandboxConfig(c); err != nil {
 		t.Errorf("a user namespace: got %v", err)
+	}
+	options(c).UsernsOptions.Gids = nil
+	if err := validateSandboxConfig(c); !errdefs.IsInvalidArgument(err) || !strings.Contains(err.Error(), "userns_options.gids") {
+		t.Errorf("a user namespace without groups: got %v", err)
 	}
 	c = goodSandbox()
 	c.Linux.CgroupParent = "kubepods-besteffort.slice"
@@ -247,7 +252,8 @@ func TestValidateContainer(t *testing.T) {
 		}, "mounts[1].container_path", "twice"},
 		"propagation":          {func(c *config) { c.Mounts[0].Propagation = 9 }, "mounts[0].propagation", "9"},
 		"mount option":         {func(c *config) { c.Mounts[0].MountOptions = []string{"shared"} }, "mounts[0].mount_options[0]", "shared"},
-		"image and host path":  {func(c *config) { c.Mounts[0].Image = &runtime.ImageSpec{} }, "mounts[0].host_path", "image"},
+		"image's sub path":     {func(c *config) { c.Mounts[0].ImageSubPath = strings.Repeat("x/", 4096) }, "mounts[0].image_sub_path", "4095"},
+		"image and host path":  {func(c *config) { c.Mounts[0].Image = &runtime.ImageSpec{Image: "x"} }, "mounts[0].host_path", "image"},
 		"device permissions":   {func(c *config) { c.Devices[0].Permissions = "rwx" }, "devices[0].permissions", "rwx"},
 		"device path":          {func(c *config) { c.Devices[0].ContainerPath = "x" }, "devices[0].container_path", `"x"`},
 		"label without key":    {func(c *config) { c.Labels = map[string]string{"": ""} }, "labels", "empty key"},
@@ -282,14 +288,16 @@ func TestValidateContainer(t *testing.T) {
 			refusal(t, validateContainerConfig(c, goodSandbox()), tc.field, tc.words)
 		})
 	}
-	for field, change := range map[string]func(*config){
-		"CDI_devices[0]":  func(c *config) { c.CDIDevices = []*runtime.CDIDevice{{Name: "a/b=c"}} },
-		"mounts[0].image": func(c *config) { c.Mounts[0].HostPath, c.Mounts[0].Image = "", &runtime.ImageSpec{Image: "x"} },
+	for name, change := range map[string]func(*config){
+		"CDI device": func(c *config) { c.CDIDevices = []*runtime.CDIDevice{{Name: "a/b=c"}} },
+		"image volume": func(c *config) {
+			c.Mounts[0] = &runtime.Mount{ContainerPath: "/m", Readonly: true, Image: &runtime.ImageSpec{Image: "x"}, ImageSubPath: "a/b"}
+		},
 	} {
 		c := goodContainer()
 		change(c)
-		if err := validateContainerConfig(c, goodSandbox()); !errdefs.IsNotImplemented(err) || !strings.HasPrefix(err.Error(), field) {
-			t.Errorf("%s: got %v", field, err)
+		if err := validateContainerConfig(c, goodSandbox()); err != nil {
+			t.Errorf("%s: got %v", name, err)
 		}
 	}
 }

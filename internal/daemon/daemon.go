@@ -75,6 +75,9 @@ type parts struct {
 	sandboxes  *sandbox.Service
 	streams    *stream.Server
 
+	// mapsIDs: the snapshotter can show an image's files as a user namespace's.
+	mapsIDs bool
+
 	// closers stop what was started, last first.
 	closers []func() error
 }
@@ -201,7 +204,8 @@ func (p *parts) startEngine(ctx context.Context) (err error) {
 		return err
 	}
 	p.later(p.engine.Close)
-	return nil
+	p.mapsIDs, err = p.engine.MapsIDs(ctx, p.Config.Containerd.Snapshotter)
+	return err
 }
 
 // shimPaths are the shims that handlers give as paths.
@@ -292,13 +296,13 @@ func (p *parts) openLifecycles(context.Context) error {
 		Paths: p.paths, Store: p.store, Steps: p.steps, Engine: p.engine, Images: p.images, Hold: p.hold,
 		Supervisors: fleet{p.fleet}, SupervisorBinary: p.supervisorBinary(),
 		Cgroups: p.cgroups, Events: publisher, Log: p.Log, Handlers: handlers, LostOutput: p.metrics.LostOutput,
-		Snapshotter: p.Config.Containerd.Snapshotter, Kernel: p.kernel, AppArmorDefault: p.loadAppArmor(),
+		Snapshotter: p.Config.Containerd.Snapshotter, CDIDirs: p.Config.Runtime.CDISpecDirs, Kernel: p.kernel, AppArmorDefault: p.loadAppArmor(),
 	})
 	p.later(p.containers.Close)
 	p.sandboxes = sandbox.New(sandbox.Options{
 		Paths: p.paths, Store: p.store, Steps: p.steps, Network: p.network, Cgroups: p.cgroups, Reaper: p.reaper,
 		InitBinary: p.supervisorBinary(), Containers: p.containers, Pauses: p.containers, Events: publisher, Log: p.Log,
-		Handlers: p.handlerNames(), Default: p.Config.Runtime.DefaultHandler,
+		Handlers: p.handlerNames(), Default: p.Config.Runtime.DefaultHandler, NoUserNamespaces: p.noUserNamespaces,
 		CgroupParent: p.Config.CgroupParent(p.cgroups.Driver()),
 	})
 	p.later(p.sandboxes.Close)
@@ -332,7 +336,8 @@ func (p *parts) criOptions() cri.Options {
 	return cri.Options{
 		Sandboxes: p.sandboxes, Containers: p.containers, Images: p.images, Network: p.network, Engine: p.engine,
 		Store: p.store, Stats: p.stats, Cgroups: p.cgroups, Streams: p.streams, Events: p.events,
-		Metrics: p.metrics, Paths: p.paths, Kernel: p.kernel, Handlers: p.handlerNames(), RecursiveReadOnly: p.recursiveReadOnly, FSPath: p.fsPath(),
+		Metrics: p.metrics, Paths: p.paths, Kernel: p.kernel, Handlers: p.handlerNames(),
+		RecursiveReadOnly: p.recursiveReadOnly, UserNamespaces: p.userNamespaces, FSPath: p.fsPath(),
 		Config: p.Config, Log: p.Log,
 	}
 }

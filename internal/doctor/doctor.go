@@ -59,6 +59,7 @@ func Run(ctx context.Context, opts Options) []Finding {
 	}
 	e := &exam{Options: opts, ctx: ctx}
 	for _, check := range []func(){
+		e.wholeProc,
 		e.privileges, e.kernel, e.namespaces, e.userNamespaces, e.seccomp, e.securityModules,
 		e.overlay, e.links, e.firewall, e.forwarding, e.bridgeFilter,
 		e.cgroups, e.pressure, e.limits,

@@ -43,6 +43,7 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -132,6 +133,16 @@ func (e *Engine) Version(ctx context.Context) (string, error) {
 		return "", fmt.Errorf("version of containerd at %s: %w", e.address, err)
 	}
 	return cleanVersion(v.Version), nil
+}
+
+// MapsIDs tells whether the snapshotter can show a container's files as those of
+// a user namespace, which it is told by labels of the snapshot.
+func (e *Engine) MapsIDs(ctx context.Context, snapshotter string) (bool, error) {
+	can, err := e.client.GetSnapshotterCapabilities(e.Context(ctx), snapshotter)
+	if err != nil {
+		return false, fmt.Errorf("capabilities of the snapshotter %s: %w", snapshotter, err)
+	}
+	return slices.Contains(can, "remap-ids"), nil
 }
 
 // cleanVersion cuts what a build without stamps leaves.

@@ -22,8 +22,9 @@ const shmFlags = unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC
 const maxStacked = 64
 
 // MountShm mounts a tmpfs of the size in bytes, 0 for the default, for
-// everybody to use as /dev/shm. One that is there is kept, with its size set.
-func MountShm(path string, size int64) error {
+// everybody to use as /dev/shm; uid and gid own it. One that is there is kept,
+// with its size set.
+func MountShm(path string, size int64, uid, gid int) error {
 	if size < 0 {
 		return fmt.Errorf("mount shm at %s: size %d: %w", path, size, errdefs.ErrInvalidArgument)
 	}
@@ -52,7 +53,7 @@ func MountShm(path string, size int64) error {
 		}
 		flags |= unix.MS_REMOUNT
 	}
-	if err := unix.Mount("shm", path, "tmpfs", flags, fmt.Sprintf("mode=1777,size=%d", size)); err != nil {
+	if err := unix.Mount("shm", path, "tmpfs", flags, fmt.Sprintf("mode=1777,size=%d,uid=%d,gid=%d", size, uid, gid)); err != nil {
 		return fmt.Errorf("mount shm of %d bytes at %s: %w", size, path, err)
 	}
 	return nil

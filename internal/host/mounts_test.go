@@ -24,13 +24,13 @@ func shmState(t *testing.T, path string) string {
 func TestMountShm(t *testing.T) {
 	path := filepath.Join(tempDir(t), "pod", "shm")
 	for _, test := range []struct{ size, want int64 }{{0, DefaultShmSize}, {0, DefaultShmSize}, {1 << 20, 1 << 20}, {5000, 8192}, {5000, 8192}} {
-		must(t, MountShm(path, test.size))
+		must(t, MountShm(path, test.size, 0, 0))
 		want := fmt.Sprintf(". tmpfs rw nosuid nodev noexec relatime\ndtrwxrwxrwx size=%d", test.want)
 		if diff := cmp.Diff(want, shmState(t, path)); diff != "" {
 			t.Errorf("size %d: %s", test.size, diff)
 		}
 	}
-	if err := MountShm(path, -1); !errdefs.IsInvalidArgument(err) {
+	if err := MountShm(path, -1, 0, 0); !errdefs.IsInvalidArgument(err) {
 		t.Errorf("negative size: %v", err)
 	}
 	f, err := os.Create(filepath.Join(path, "in-use"))
@@ -44,7 +44,7 @@ func TestMountShm(t *testing.T) {
 	}
 
 	must(t, unix.Mount("proc", path, "proc", 0, ""))
-	if err := MountShm(path, 0); !errdefs.IsFailedPrecondition(err) {
+	if err := MountShm(path, 0, 0, 0); !errdefs.IsFailedPrecondition(err) {
 		t.Errorf("over another file system: %v", err)
 	}
 }

@@ -19,14 +19,20 @@ const (
 	ipcKind = "ipc"
 	utsKind = "uts"
 	pidKind = "pid"
+
+	userKind = "user"
 )
 
-var cloneFlags = map[string]int{netKind: unix.CLONE_NEWNET, ipcKind: unix.CLONE_NEWIPC, utsKind: unix.CLONE_NEWUTS, pidKind: unix.CLONE_NEWPID}
+var cloneFlags = map[string]int{
+	netKind: unix.CLONE_NEWNET, ipcKind: unix.CLONE_NEWIPC, utsKind: unix.CLONE_NEWUTS, pidKind: unix.CLONE_NEWPID, userKind: unix.CLONE_NEWUSER,
+}
 
 // NamespaceOptions say which namespaces of its own a pod has and what is set
 // in them.
 type NamespaceOptions struct {
 	Net, IPC, UTS bool
+	// User maps the IDs of a user namespace that owns the others; nil is none.
+	User *IDMap
 	// Hostname is set where UTS is; empty leaves a copy of the host's.
 	Hostname string
 	// Sysctls by name, "net.ipv4.ip_forward" or "net/ipv4/ip_forward". Each
@@ -39,7 +45,7 @@ func (o NamespaceOptions) kinds() []string {
 	for _, k := range []struct {
 		wanted bool
 		kind   string
-	}{{o.Net, netKind}, {o.IPC, ipcKind}, {o.UTS, utsKind}} {
+	}{{o.User != nil, userKind}, {o.Net, netKind}, {o.IPC, ipcKind}, {o.UTS, utsKind}} {
 		if k.wanted {
 			kinds = append(kinds, k.kind)
 		}
@@ -48,8 +54,8 @@ func (o NamespaceOptions) kinds() []string {
 }
 
 // PinNamespaces makes the namespaces of a pod and keeps them, without a
-// process, as dir/net, dir/ipc and dir/uts. In a new network namespace the
-// loopback device is up. A namespace is mounted only once all is set in it, so
+// process, as dir/net, dir/ipc, dir/uts and dir/user. In a new network namespace
+// the loopback device is up. A namespace is mounted only once all is set in it, so
 // one that is found mounted is complete and kept as it is; the others are
 // made. A bad sysctl or hostname is ErrInvalidArgument, with nothing left
 // behind.
@@ -60,6 +66,9 @@ func PinNamespaces(dir string, o NamespaceOptions) error {
 	settings, err := parseSysctls(o)
 	if err != nil {
 		return fmt.Errorf("namespaces at %s: %w", dir, err)
+	}
+	if o.User != nil {
+		return pinUserNamespaces(dir, o)
 	}
 	var missing []string
 	flags := 0
@@ -83,18 +92,23 @@ func PinNamespaces(dir string, o NamespaceOptions) error {
 		if err := furnish(missing, o.Hostname, settings); err != nil {
 			return err
 		}
-		if err := os.MkdirAll(dir, 0o700); err != nil {
-			return err
-		}
-		for _, kind := range missing {
-			if err := pin("/proc/thread-self/ns/"+kind, filepath.Join(dir, kind)); err != nil {
-				return err
-			}
-		}
-		return nil
+		return pinAll("/proc/thread-self/ns", dir, missing)
 	})
 	if err != nil {
 		return fmt.Errorf("namespaces at %s: %w", dir, err)
+	}
+	return nil
+}
+
+// pinAll keeps the namespaces of the kinds, found in a directory of /proc, in dir.
+func pinAll(proc, dir string, kinds []string) error {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return err
+	}
+	for _, kind := range kinds {
+		if err := pin(filepath.Join(proc, kind), filepath.Join(dir, kind)); err != nil {
+			return err
+		}
 	}
 	return nil
 }

@@ -66,7 +66,7 @@ func TestDecodeRefuses(t *testing.T) {
 		{"empty secret", podWith("volumes: [{name: v, secret: {}}]", ""), "spec.volumes[0].secret: not supported"},
 		{"ephemeral storage", podWith("", "resources: {limits: {ephemeral-storage: 1Gi}}"), c + "resources.limits.ephemeral-storage: not supported"},
 		{"tolerations", podWith("tolerations: [{key: a}]", ""), "spec.tolerations: not supported by berth run: there is no scheduler; remove it"},
-		{"user namespace", podWith("hostUsers: false", ""), "spec.hostUsers: not supported by berth run: user namespaces are not supported yet"},
+		{"user namespace", podWith("hostUsers: false", ""), "spec.hostUsers: not supported by berth run: it takes a kubelet"},
 		{"zero is set", podWith("priority: 0", ""), "spec.priority: not supported"},
 		{"token", podWith("automountServiceAccountToken: true", ""), "spec.automountServiceAccountToken: not supported"},
 		{"status", "status: {phase: Running}\n" + podWith("", ""), "status: not supported"},

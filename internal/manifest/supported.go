@@ -64,7 +64,7 @@ var hints = []struct{ path, hint string }{
 	{containers("env[].valueFrom"), "of valueFrom, fieldRef alone is supported; give the value"},
 	{containers("volumeMounts[].subPath"), "mount the whole volume, or a hostPath volume of that directory"},
 	{"spec.volumes[]", "of volumes, emptyDir and hostPath are supported"},
-	{"spec.hostUsers", "user namespaces are not supported yet; remove it"},
+	{"spec.hostUsers", "it takes a kubelet, which allots the users; remove it"},
 	{"spec.nodeSelector", "there is no scheduler; remove it"},
 	{"spec.affinity", "there is no scheduler; remove it"},
 	{"spec.tolerations", "there is no scheduler; remove it"},

@@ -96,9 +96,19 @@ type Container struct {
 	CreatedAt, StartedAt, FinishedAt time.Time
 	ExitCode                         int32
 	Reason, Message                  string
+	// ImageVolumes are the images that mounts of Config put into it.
+	ImageVolumes []ImageVolume `json:",omitempty"`
 	// InForce holds the resources in force, runtime.v1.LinuxContainerResources
 	// in protobuf; nil until the container is created.
 	InForce []byte `json:",omitempty"`
+}
+
+// An ImageVolume is the image of one of a container's mounts.
+type ImageVolume struct {
+	Mount int // index in Config.Mounts
+	// ImageID is the digest of the image's configuration, ImageRef its
+	// reference by digest.
+	ImageID, ImageRef string
 }
 
 // Resources are those in force.

@@ -9,6 +9,7 @@ import (
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"berth/internal/record"
+	"berth/internal/spec"
 )
 
 func (s *Service) makeDirectories(id string) error {
@@ -21,7 +22,7 @@ func (s *Service) makeDirectories(id string) error {
 }
 
 // writeFiles writes what is mounted at the containers' /etc/hostname, hosts
-// and resolv.conf.
+// and resolv.conf. They are of the containers' root.
 func (s *Service) writeFiles(box *record.Sandbox) error {
 	box = s.recordOr(box.ID)
 	hostname, err := hostnameOf(box)
@@ -36,10 +37,14 @@ func (s *Service) writeFiles(box *record.Sandbox) error {
 	if err != nil {
 		return err
 	}
+	uid, gid := spec.HostRoot(box.Config)
 	for path, text := range map[string]string{
 		s.Paths.Hostname(box.ID): hostname + "\n", s.Paths.Hosts(box.ID): hosts, s.Paths.ResolvConf(box.ID): resolv,
 	} {
 		if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
+			return err
+		}
+		if err := os.Chown(path, int(uid), int(gid)); err != nil {
 			return err
 		}
 	}

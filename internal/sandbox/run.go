@@ -7,13 +7,16 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"syscall"
 	"time"
 
 	"github.com/containerd/errdefs"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"berth/internal/host"
 	"berth/internal/record"
+	"berth/internal/spec"
 	"berth/internal/steps"
 	"berth/internal/supervisor"
 )
@@ -32,6 +35,11 @@ func (s *Service) Run(ctx context.Context, req *runtime.RunPodSandboxRequest) (s
 		return "", err
 	}
 	cfg := req.GetConfig()
+	if spec.UserNamespace(cfg) != nil {
+		if err := s.NoUserNamespaces(handler); err != nil {
+			return "", fmt.Errorf("linux.security_context.namespace_options.userns_options: no user namespace can be had (leave hostUsers unset): %w", err)
+		}
+	}
 	return s.flights.Do(ctx, "run of pod "+name(cfg.GetMetadata()), func(ctx context.Context) (string, error) {
 		ctx, cancel := context.WithTimeout(ctx, opTimeout)
 		defer cancel()
@@ -119,7 +127,8 @@ func (s *Service) runSteps(box *record.Sandbox) []steps.Step {
 	}
 	if !hostIPC(box) {
 		list = append(list, steps.Step{Name: "shm", Do: func(context.Context) error {
-			return host.MountShm(s.Paths.Shm(box.ID), host.DefaultShmSize)
+			uid, gid := spec.HostRoot(box.Config)
+			return host.MountShm(s.Paths.Shm(box.ID), host.DefaultShmSize, int(uid), int(gid))
 		}})
 	}
 	list = append(list, steps.Step{Name: "cgroup", Do: func(ctx context.Context) error { return s.makeCgroup(ctx, box.ID) }})
@@ -143,18 +152,38 @@ func (s *Service) runSteps(box *record.Sandbox) []steps.Step {
 	return list
 }
 
+// pinNamespaces makes the pod's namespaces. Those of a pod that has a user
+// namespace and an init are made with that, see startInit.
 func (s *Service) pinNamespaces(box *record.Sandbox) error {
-	if hostNetwork(box) && hostIPC(box) {
-		return nil
-	}
-	hostname, err := hostnameOf(box)
-	if err != nil {
+	wanted, err := namespaceOptions(box)
+	if err != nil || len(s.namespaces(box)) == 0 || wanted.User != nil && sharedPID(box) {
 		return err
 	}
-	return host.PinNamespaces(s.Paths.Namespaces(box.ID), host.NamespaceOptions{
-		Net: !hostNetwork(box), UTS: !hostNetwork(box), IPC: !hostIPC(box),
-		Hostname: hostname, Sysctls: box.Config.GetLinux().GetSysctls(),
-	})
+	return host.PinNamespaces(s.Paths.Namespaces(box.ID), wanted)
+}
+
+func namespaceOptions(box *record.Sandbox) (o host.NamespaceOptions, err error) {
+	o = host.NamespaceOptions{
+		Net: !hostNetwork(box), UTS: !hostNetwork(box), IPC: !hostIPC(box), User: userNamespace(box),
+		Sysctls: box.Config.GetLinux().GetSysctls(),
+	}
+	o.Hostname, err = hostnameOf(box)
+	return o, err
+}
+
+// userNamespace is the pod's own; nil is none.
+func userNamespace(box *record.Sandbox) *host.IDMap {
+	uids, gids := spec.Mappings(box.Config)
+	if uids == nil {
+		return nil
+	}
+	forKernel := func(maps []specs.LinuxIDMapping) (out []syscall.SysProcIDMap) {
+		for _, m := range maps {
+			out = append(out, syscall.SysProcIDMap{ContainerID: int(m.ContainerID), HostID: int(m.HostID), Size: int(m.Size)})
+		}
+		return out
+	}
+	return &host.IDMap{UIDs: forKernel(uids), GIDs: forKernel(gids)}
 }
 
 // namespaces are the paths of those that are pinned, by kind.
@@ -166,15 +195,27 @@ func (s *Service) namespaces(box *record.Sandbox) map[string]string {
 	if !hostIPC(box) {
 		pinned["ipc"] = s.Paths.Namespace(box.ID, "ipc")
 	}
+	if userNamespace(box) != nil {
+		pinned["user"] = s.Paths.Namespace(box.ID, "user")
+	}
 	return pinned
 }
 
 func (s *Service) startInit(ctx context.Context, box *record.Sandbox) error {
-	p, err := supervisor.StartPodInit(ctx, supervisor.PodInitOptions{
-		Binary: s.InitBinary, ID: box.ID,
-		Namespaces: slices.Collect(maps.Values(s.namespaces(box))), Pin: s.Paths.Namespace(box.ID, "pid"),
+	o := supervisor.PodInitOptions{
+		Binary: s.InitBinary, ID: box.ID, Pin: s.Paths.Namespace(box.ID, "pid"),
 		Cgroups: s.initCgroups(box), Reaper: s.Reaper,
-	})
+	}
+	wanted, err := namespaceOptions(box)
+	if err != nil {
+		return err
+	}
+	if wanted.User != nil {
+		o.Make = &wanted
+	} else {
+		o.Namespaces = slices.Collect(maps.Values(s.namespaces(box)))
+	}
+	p, err := supervisor.StartPodInit(ctx, o)
 	if err != nil {
 		return err
 	}

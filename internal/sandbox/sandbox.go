@@ -93,6 +93,9 @@ type Options struct {
 	// request names none.
 	Handlers []string
 	Default  string
+	// NoUserNamespaces says why a pod of the handler cannot have a user namespace;
+	// nil: it can.
+	NoUserNamespaces func(handler string) error
 	// CgroupParent holds the cgroups of pods that name no parent.
 	CgroupParent string
 }

@@ -3,6 +3,7 @@ package spec
 import (
 	"fmt"
 	"path"
+	"path/filepath"
 	"slices"
 	"strings"
 	"unicode/utf8"
@@ -78,11 +79,11 @@ func refused(sandbox *runtime.PodSandboxConfig, c *runtime.ContainerConfig) erro
 	if sc.GetPrivileged() && !sandbox.GetLinux().GetSecurityContext().GetPrivileged() {
 		return fmt.Errorf("linux.security_context.privileged: the sandbox was not made for privileged containers: set it in the sandbox's linux.security_context too: %w", errdefs.ErrInvalidArgument)
 	}
-	if len(c.GetCDIDevices()) > 0 {
-		return fmt.Errorf("CDI_devices[0]: %s: CDI devices are not supported yet: %w", Shown(c.GetCDIDevices()[0].GetName()), errdefs.ErrNotImplemented)
+	if _, err := CDIDevices(c); err != nil {
+		return err
 	}
 	o := sc.GetNamespaceOptions()
-	if err := CheckUserNamespace("linux.security_context.namespace_options.userns_options", o.GetUsernsOptions()); err != nil {
+	if err := checkSameUserNamespace(sandbox, o); err != nil {
 		return err
 	}
 	// The sandbox's choice counts. Saying nothing is POD, so that is no
@@ -110,14 +111,6 @@ func Shown(value string) string {
 		cut--
 	}
 	return fmt.Sprintf("%q… (%d bytes)", value[:cut], len(value))
-}
-
-// CheckUserNamespace refuses user namespaces other than the node's.
-func CheckUserNamespace(field string, o *runtime.UserNamespace) error {
-	if o != nil && o.GetMode() != runtime.NamespaceMode_NODE {
-		return fmt.Errorf("%s.mode: %s: user namespaces are not supported yet: leave hostUsers unset: %w", field, o.GetMode(), errdefs.ErrNotImplemented)
-	}
-	return nil
 }
 
 // CheckEnv says what is wrong with a variable; the error starts with the name
@@ -153,22 +146,32 @@ func CheckMount(m *runtime.Mount) error {
 		return fmt.Errorf("container_path: %s: it must be an absolute path below /: %w", Shown(m.GetContainerPath()), errdefs.ErrInvalidArgument)
 	case m.GetImage() != nil && m.GetHostPath() != "":
 		return fmt.Errorf("host_path: %s: it must be empty where image is set: %w", Shown(m.GetHostPath()), errdefs.ErrInvalidArgument)
-	case m.GetImage() != nil:
-		return fmt.Errorf("image: %s: image volumes are not supported yet: %w", Shown(m.GetImage().GetImage()), errdefs.ErrNotImplemented)
-	case m.GetImageSubPath() != "":
+	case m.GetImage() != nil && m.GetImage().GetImage() == "":
+		return fmt.Errorf("image.image: it is empty: name the image: %w", errdefs.ErrInvalidArgument)
+	case m.GetImage() != nil && !m.GetReadonly():
+		return fmt.Errorf("readonly: it must be set where image is: an image is mounted read-only: %w", errdefs.ErrInvalidArgument)
+	case m.GetImage() != nil && m.GetPropagation() != runtime.MountPropagation_PROPAGATION_PRIVATE:
+		return fmt.Errorf("propagation: %s: it must be PROPAGATION_PRIVATE where image is set: %w", m.GetPropagation(), errdefs.ErrInvalidArgument)
+	case m.GetImage() == nil && m.GetImageSubPath() != "":
 		return fmt.Errorf("image_sub_path: %s: it is for mounts with an image: %w", Shown(m.GetImageSubPath()), errdefs.ErrInvalidArgument)
-	case !isAbs(m.GetHostPath()):
+	case m.GetImageSubPath() != "" && (!filepath.IsLocal(m.GetImageSubPath()) || strings.ContainsRune(m.GetImageSubPath(), 0)):
+		return fmt.Errorf("image_sub_path: %s: it must be a path within the image, relative and without ..: %w", Shown(m.GetImageSubPath()), errdefs.ErrInvalidArgument)
+	case m.GetImage() == nil && !isAbs(m.GetHostPath()):
 		return fmt.Errorf("host_path: %s: it must be an absolute path: %w", Shown(m.GetHostPath()), errdefs.ErrInvalidArgument)
-	case len(m.GetUidMappings()) > 0:
-		return fmt.Errorf("uidMappings: user namespaces are not supported yet: %w", errdefs.ErrNotImplemented)
-	case len(m.GetGidMappings()) > 0:
-		return fmt.Errorf("gidMappings: user namespaces are not supported yet: %w", errdefs.ErrNotImplemented)
 	case m.GetPropagation() < runtime.MountPropagation_PROPAGATION_PRIVATE || m.GetPropagation() > runtime.MountPropagation_PROPAGATION_BIDIRECTIONAL:
 		return fmt.Errorf("propagation: %d is no propagation; use PROPAGATION_PRIVATE, PROPAGATION_HOST_TO_CONTAINER or PROPAGATION_BIDIRECTIONAL: %w", m.GetPropagation(), errdefs.ErrInvalidArgument)
 	case m.GetRecursiveReadOnly() && !m.GetReadonly():
 		return fmt.Errorf("recursive_read_only: it needs readonly as well: %w", errdefs.ErrInvalidArgument)
 	case m.GetRecursiveReadOnly() && m.GetPropagation() != runtime.MountPropagation_PROPAGATION_PRIVATE:
 		return fmt.Errorf("recursive_read_only: it needs propagation PROPAGATION_PRIVATE, not %s: %w", m.GetPropagation(), errdefs.ErrInvalidArgument)
+	}
+	if len(m.GetUidMappings())+len(m.GetGidMappings()) > 0 {
+		if err := checkMappings("uidMappings", m.GetUidMappings()); err != nil {
+			return err
+		}
+		if err := checkMappings("gidMappings", m.GetGidMappings()); err != nil {
+			return err
+		}
 	}
 	for i, option := range m.GetMountOptions() {
 		if !slices.Contains(mountOptions, option) {

@@ -35,6 +35,8 @@ type Kernel struct {
 	Seccomp, AppArmor, SELinux bool
 	// RecursiveReadOnly: mount_setattr is there.
 	RecursiveReadOnly bool
+	// UserNamespaces are there and allowed.
+	UserNamespaces bool
 	// Capabilities are the daemon's own, the most that a container can get.
 	// nil stands for all.
 	Capabilities []string
@@ -91,6 +93,11 @@ func readKernel(root string) (Kernel, error) {
 	}
 	k.AppArmor = bytes.HasPrefix(enabled, []byte("Y"))
 	k.SELinux = exists(at("sys/fs/selinux/enforce"))
+	most, err := os.ReadFile(at("proc/sys/user/max_user_namespaces"))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return k, err
+	}
+	k.UserNamespaces = err == nil && string(bytes.TrimSpace(most)) != "0"
 	return k, readCgroups(at("sys/fs/cgroup"), at("sys/kernel/mm/hugepages"), at("proc/self/mountinfo"), &k)
 }
 

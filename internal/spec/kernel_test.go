@@ -25,17 +25,18 @@ func TestReadKernel(t *testing.T) {
 		"v2": {
 			map[string]string{
 				"proc/self/status": status, "proc/self/oom_score_adj": "-999\n", "proc/self/mountinfo": mountsV2,
-				"sys/module/apparmor/parameters/enabled": "Y\n", "sys/fs/selinux/enforce": "1",
+				"proc/sys/user/max_user_namespaces": "192587\n", "sys/module/apparmor/parameters/enabled": "Y\n", "sys/fs/selinux/enforce": "1",
 				"sys/fs/cgroup/cgroup.controllers":             "cpuset cpu io memory hugetlb pids\n",
 				"sys/kernel/mm/hugepages/hugepages-2048kB/x":   "",
 				"sys/kernel/mm/hugepages/hugepages-1048576kB/": "", "sys/kernel/mm/hugepages/hugepages-64kB/x": "",
 			},
 			Kernel{CgroupVersion: 2, CgroupOptions: []string{"nsdelegate", "memory_recursiveprot"},
-				HugePages: []string{"1GB", "2MB", "64KB"}, Seccomp: true, AppArmor: true, SELinux: true, Capabilities: names, OOMScoreAdj: -999},
+				HugePages: []string{"1GB", "2MB", "64KB"}, Seccomp: true, AppArmor: true, SELinux: true, UserNamespaces: true, Capabilities: names, OOMScoreAdj: -999},
 		},
 		"hybrid": {
 			map[string]string{
 				"proc/self/status": "CapEff:\t0\nCapBnd:\t0\n", "proc/self/oom_score_adj": "0\n",
+				"proc/sys/user/max_user_namespaces":                  "0\n",
 				"sys/module/apparmor/parameters/enabled":             "N\n",
 				"sys/fs/cgroup/unified/cgroup.controllers":           "hugetlb\n",
 				"sys/kernel/mm/hugepages/hugepages-2048kB/resv_huge": "",

@@ -25,7 +25,8 @@ const (
 	Shared
 )
 
-// A HostPath is the source of a CRI mount, as PrepareMounts found it.
+// A HostPath is the source of a CRI mount, as PrepareMounts found it. That of an
+// image is where the image will be.
 type HostPath struct {
 	// Path has no symbolic links.
 	Path string
@@ -52,7 +53,7 @@ func (b *builder) defaultMounts() []specs.Mount {
 		{Destination: "/dev", Type: "tmpfs", Source: "tmpfs", Options: []string{"nosuid", "strictatime", "mode=755", "size=65536k"}},
 		{Destination: "/dev/pts", Type: "devpts", Source: "devpts", Options: []string{"nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"}},
 		{Destination: "/dev/mqueue", Type: "mqueue", Source: "mqueue", Options: []string{"nosuid", "noexec", "nodev"}},
-		{Destination: "/sys", Type: "sysfs", Source: "sysfs", Options: []string{"nosuid", "noexec", "nodev", sys}},
+		b.sysMount(sys),
 		{Destination: "/sys/fs/cgroup", Type: "cgroup", Source: "cgroup", Options: cgroupOptions},
 	}
 	if b.in.Shm == "" && !HostIPC(b.in.Sandbox) {
@@ -60,6 +61,18 @@ func (b *builder) defaultMounts() []specs.Mount {
 			Options: []string{"nosuid", "noexec", "nodev", "mode=1777", "size=65536k"}})
 	}
 	return mounts
+}
+
+// sysMount is sysfs, or the node's where the kernel refuses a new one: it shows
+// a network namespace, and who mounts it must have rights in that.
+func (b *builder) sysMount(access string) specs.Mount {
+	if HostNetwork(b.in.Sandbox) && UserNamespace(b.in.Sandbox) != nil {
+		if access == "ro" && b.in.Kernel.RecursiveReadOnly {
+			access = "rro"
+		}
+		return specs.Mount{Destination: "/sys", Type: "bind", Source: "/sys", Options: []string{"rbind", "rprivate", "nosuid", "noexec", "nodev", access}}
+	}
+	return specs.Mount{Destination: "/sys", Type: "sysfs", Source: "sysfs", Options: []string{"nosuid", "noexec", "nodev", access}}
 }
 
 // podMounts are the sandbox's files and the image's volumes.
@@ -143,14 +156,27 @@ func (b *builder) mount(m *runtime.Mount, host HostPath) (specs.Mount, error) {
 	case m.GetReadonly():
 		access = "ro"
 	}
+	if m.GetImage() != nil {
+		return volumeMount(m, host, access), nil
+	}
 	propagation, err := b.propagation(m, host)
 	if err != nil {
 		return specs.Mount{}, err
 	}
 	return specs.Mount{
 		Source: host.Path, Destination: path.Clean(m.GetContainerPath()), Type: "bind",
-		Options: append([]string{"rbind", propagation, access}, m.GetMountOptions()...),
+		Options:     append([]string{"rbind", propagation, access}, m.GetMountOptions()...),
+		UIDMappings: ociMappings(m.GetUidMappings()), GIDMappings: ociMappings(m.GetGidMappings()),
 	}, nil
+}
+
+// volumeMount is the mount of an image, of which nothing is executed unless the
+// mount's options say so. Its IDs are mapped by the snapshotter already.
+func volumeMount(m *runtime.Mount, host HostPath, access string) specs.Mount {
+	return specs.Mount{
+		Source: host.Path, Destination: path.Clean(m.GetContainerPath()), Type: "bind",
+		Options: append([]string{"rbind", "rprivate", access, "noexec"}, m.GetMountOptions()...),
+	}
 }
 
 // propagation of a mount. What the container is to receive from or send to the

@@ -69,7 +69,7 @@ func (b *builder) namespaces() error {
 		out = append(out, specs.LinuxNamespace{Type: specs.CgroupNamespace})
 	}
 	b.spec.Linux.Namespaces = out
-	return nil
+	return b.userNamespace()
 }
 
 // ownCgroupNamespace: with v2 a container sees its own cgroup as the root,

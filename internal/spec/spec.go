@@ -4,8 +4,8 @@
 // Container, ResolveUser, ResourcesUpdate and what they call are functions of
 // values: the same Input gives the same spec, and golden files in testdata show
 // it. What has to be asked of the machine first is asked by the functions in
-// prepare.go and kernel.go, the only files here with effects, and handed in as
-// values.
+// prepare.go and kernel.go and handed in as values; InjectCDI and BindDevices
+// change a spec by what is on the machine. No other file here has effects.
 //
 // Invariants:
 //   - Each field of the CRI's ContainerConfig is honoured or refused by an
@@ -23,7 +23,6 @@ package spec
 import (
 	"fmt"
 	"path"
-	"strings"
 
 	"github.com/containerd/errdefs"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -81,6 +80,8 @@ type Input struct {
 // Namespaces are paths of what a container joins. "" is the host's.
 type Namespaces struct {
 	Net, IPC, UTS string
+	// User is used where the sandbox has a user namespace.
+	User string
 	// PID is used unless the container has a PID namespace of its own or the
 	// host's (see PIDMode): the pod's, or that of the target container.
 	PID string
@@ -134,11 +135,6 @@ func (b *builder) privileged() bool { return b.sc.GetPrivileged() }
 
 // refuse turns down what is asked for and not done here at all.
 func (b *builder) refuse() error {
-	for key := range b.in.Container.GetAnnotations() {
-		if strings.HasPrefix(key, "cdi.k8s.io/") {
-			b.warn("annotations[%q] is ignored: CDI devices are not supported yet", key)
-		}
-	}
 	return refused(b.in.Sandbox, b.in.Container)
 }
 

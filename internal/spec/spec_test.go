@@ -152,6 +152,20 @@ var golden = map[string]func(*Input){
 		in.Container.Mounts[3].MountOptions = []string{"noexec", "nosuid"}
 	},
 	"mounts-over-dev-and-sys": func(in *Input) { withMounts(in, nil, "/sys", "/dev") },
+	"user-namespace": func(in *Input) {
+		inUserNamespace(in)
+		withMounts(in, mappedMount, "/data", "/etc/hosts")
+	},
+	"user-namespace-host-network": func(in *Input) {
+		inUserNamespace(in)
+		in.Sandbox.Linux.SecurityContext.NamespaceOptions.Network = runtime.NamespaceMode_NODE
+		in.Namespaces.Net, in.Namespaces.UTS = "", ""
+	},
+	"image-volumes": func(in *Input) {
+		withMounts(in, imageMount, "/models", "/bin/tools")
+		in.Container.Mounts[1].ImageSubPath, in.Container.Mounts[1].RecursiveReadOnly = "bin", true
+		in.Container.Mounts[1].MountOptions = []string{"exec", "nodev"}
+	},
 	"devices": func(in *Input) {
 		withDevice(in, "/dev/fuse", "rw", node("/dev/fuse", 10, 229))
 		withDevice(in, "/dev/snd", "m", node("/dev/snd/a", 116, 1), node("/dev/snd/b", 116, 2))
@@ -169,7 +183,6 @@ var golden = map[string]func(*Input){
 		in.Container.Linux.Resources.OomScoreAdj = -998
 		sc(in).Capabilities = &runtime.Capability{AddCapabilities: []string{"ALL"}}
 		sc(in).SelinuxOptions = &runtime.SELinuxOption{Type: "spc_t"}
-		in.Container.Annotations = map[string]string{"cdi.k8s.io/x": "vendor/dev=1"}
 		in.Image.Env = append(in.Image.Env, "NOVALUE")
 	},
 }
@@ -256,25 +269,36 @@ func TestContainerRefuses(t *testing.T) {
 		"env value": {func(in *Input) {
 			in.Container.Envs = []*runtime.KeyValue{{Key: "A", Value: []byte("\xff")}}
 		}, invalid, "envs[0].value"},
-		"working dir":         {func(in *Input) { in.Container.WorkingDir = "x" }, invalid, `working_dir: "x"`},
-		"privileged":          {func(in *Input) { sc(in).Privileged = true }, invalid, "linux.security_context.privileged"},
-		"CDI":                 {func(in *Input) { in.Container.CDIDevices = []*runtime.CDIDevice{{Name: "a/b=c"}} }, todo, `CDI_devices[0]: "a/b=c"`},
-		"user namespace":      {func(in *Input) { sc(in).NamespaceOptions.UsernsOptions = &runtime.UserNamespace{} }, todo, "userns_options"},
-		"unknown capability":  {func(in *Input) { sc(in).Capabilities = &runtime.Capability{DropCapabilities: []string{"ALL", "FLY"}} }, invalid, `drop_capabilities[1]: "FLY"`},
-		"capability not ours": {func(in *Input) { poor(in, "SYS_ADMIN") }, missing, "CAP_SYS_ADMIN"},
-		"host network in pod": {func(in *Input) { sc(in).NamespaceOptions.Network = runtime.NamespaceMode_NODE }, invalid, "namespace_options.network"},
-		"host IPC in pod":     {func(in *Input) { sc(in).NamespaceOptions.Ipc = runtime.NamespaceMode_NODE }, invalid, "namespace_options.ipc"},
-		"host PID in pod":     {func(in *Input) { sc(in).NamespaceOptions.Pid = runtime.NamespaceMode_NODE }, invalid, "namespace_options.pid"},
-		"pod PID without":     {func(in *Input) { sc(in).NamespaceOptions.Pid = runtime.NamespaceMode_POD }, invalid, "namespace_options.pid"},
-		"target without ID":   {func(in *Input) { sc(in).NamespaceOptions.Pid = runtime.NamespaceMode_TARGET }, invalid, "target_id"},
-		"unknown PID mode":    {func(in *Input) { sc(in).NamespaceOptions.Pid = 9 }, invalid, "9"},
-		"pod PID gone":        {func(in *Input) { golden["pod-pid"](in); in.Namespaces.PID = "" }, missing, "gone"},
-		"image mount":         {func(in *Input) { withMounts(in, imageMount, "/m") }, todo, "mounts[0].image"},
-		"relative mount":      {func(in *Input) { withMounts(in, func(m *runtime.Mount) { m.ContainerPath = "m" }, "/m") }, invalid, `mounts[0].container_path: "m"`},
-		"mount over root":     {func(in *Input) { withMounts(in, func(m *runtime.Mount) { m.ContainerPath = "/x/.." }, "/m") }, invalid, "mounts[0].container_path"},
-		"relative host path":  {func(in *Input) { withMounts(in, func(m *runtime.Mount) { m.HostPath = "m" }, "/m") }, invalid, `mounts[0].host_path: "m"`},
-		"mounted twice":       {func(in *Input) { withMounts(in, nil, "/m", "/m/") }, invalid, `mounts[1].container_path: "/m/"`},
-		"mappings":            {func(in *Input) { withMounts(in, mappedMount, "/m") }, todo, "uidMappings"},
+		"working dir":               {func(in *Input) { in.Container.WorkingDir = "x" }, invalid, `working_dir: "x"`},
+		"privileged":                {func(in *Input) { sc(in).Privileged = true }, invalid, "linux.security_context.privileged"},
+		"CDI":                       {func(in *Input) { in.Container.CDIDevices = []*runtime.CDIDevice{{Name: "a/b=c"}, {Name: "gpu0"}} }, invalid, `CDI_devices[1].name: "gpu0"`},
+		"CDI annotation":            {func(in *Input) { in.Container.Annotations = map[string]string{"cdi.k8s.io/x": "a/b=c,d"} }, invalid, `annotations["cdi.k8s.io/x"]: "d"`},
+		"user namespace of its own": {func(in *Input) { sc(in).NamespaceOptions.UsernsOptions = usernsOptions() }, invalid, "without a user namespace"},
+		"user namespace left": {func(in *Input) {
+			inUserNamespace(in)
+			sc(in).NamespaceOptions.UsernsOptions.Mode = runtime.NamespaceMode_NODE
+		}, invalid, "userns_options.mode: NODE"},
+		"other mappings":         {func(in *Input) { inUserNamespace(in); sc(in).NamespaceOptions.UsernsOptions.Gids[0].Length = 7 }, invalid, "not those"},
+		"user not mapped":        {func(in *Input) { inUserNamespace(in); in.User.UID = 65536 }, invalid, "user 65536"},
+		"group not mapped":       {func(in *Input) { inUserNamespace(in); in.User.AdditionalGIDs = []uint32{0, 65536} }, invalid, "group 65536"},
+		"unknown capability":     {func(in *Input) { sc(in).Capabilities = &runtime.Capability{DropCapabilities: []string{"ALL", "FLY"}} }, invalid, `drop_capabilities[1]: "FLY"`},
+		"capability not ours":    {func(in *Input) { poor(in, "SYS_ADMIN") }, missing, "CAP_SYS_ADMIN"},
+		"host network in pod":    {func(in *Input) { sc(in).NamespaceOptions.Network = runtime.NamespaceMode_NODE }, invalid, "namespace_options.network"},
+		"host IPC in pod":        {func(in *Input) { sc(in).NamespaceOptions.Ipc = runtime.NamespaceMode_NODE }, invalid, "namespace_options.ipc"},
+		"host PID in pod":        {func(in *Input) { sc(in).NamespaceOptions.Pid = runtime.NamespaceMode_NODE }, invalid, "namespace_options.pid"},
+		"pod PID without":        {func(in *Input) { sc(in).NamespaceOptions.Pid = runtime.NamespaceMode_POD }, invalid, "namespace_options.pid"},
+		"target without ID":      {func(in *Input) { sc(in).NamespaceOptions.Pid = runtime.NamespaceMode_TARGET }, invalid, "target_id"},
+		"unknown PID mode":       {func(in *Input) { sc(in).NamespaceOptions.Pid = 9 }, invalid, "9"},
+		"pod PID gone":           {func(in *Input) { golden["pod-pid"](in); in.Namespaces.PID = "" }, missing, "gone"},
+		"image mount, writable":  {func(in *Input) { withMounts(in, imageMount, "/m"); in.Container.Mounts[0].Readonly = false }, invalid, "mounts[0].readonly"},
+		"image mount, shared":    {func(in *Input) { withMounts(in, imageMount, "/m"); in.Container.Mounts[0].Propagation = 2 }, invalid, "mounts[0].propagation"},
+		"image mount, no name":   {func(in *Input) { withMounts(in, imageMount, "/m"); in.Container.Mounts[0].Image.Image = "" }, invalid, "mounts[0].image.image"},
+		"image mount, sub path":  {func(in *Input) { withMounts(in, imageMount, "/m"); in.Container.Mounts[0].ImageSubPath = "a/../../b" }, invalid, "mounts[0].image_sub_path"},
+		"relative mount":         {func(in *Input) { withMounts(in, func(m *runtime.Mount) { m.ContainerPath = "m" }, "/m") }, invalid, `mounts[0].container_path: "m"`},
+		"mount over root":        {func(in *Input) { withMounts(in, func(m *runtime.Mount) { m.ContainerPath = "/x/.." }, "/m") }, invalid, "mounts[0].container_path"},
+		"relative host path":     {func(in *Input) { withMounts(in, func(m *runtime.Mount) { m.HostPath = "m" }, "/m") }, invalid, `mounts[0].host_path: "m"`},
+		"mounted twice":          {func(in *Input) { withMounts(in, nil, "/m", "/m/") }, invalid, `mounts[1].container_path: "/m/"`},
+		"mappings of users only": {func(in *Input) { withMounts(in, mappedMount, "/m"); in.Container.Mounts[0].GidMappings = nil }, invalid, "gidMappings: 0 mappings"},
 		"mount option": {func(in *Input) {
 			withMounts(in, func(m *runtime.Mount) { m.MountOptions = []string{"nodev", "bind"} }, "/m")
 		}, invalid, `mount_options[1]: "bind"`},
@@ -328,9 +352,25 @@ func poor(in *Input, add string) {
 	sc(in).Capabilities = &runtime.Capability{AddCapabilities: []string{add}}
 }
 
-func imageMount(m *runtime.Mount) { m.HostPath, m.Image = "", &runtime.ImageSpec{Image: "x"} }
+func imageMount(m *runtime.Mount) {
+	m.HostPath, m.Image, m.Readonly = "", &runtime.ImageSpec{Image: "x"}, true
+}
 
-func mappedMount(m *runtime.Mount) { m.UidMappings = []*runtime.IDMapping{{Length: 1}} }
+func mappings() []*runtime.IDMapping { return []*runtime.IDMapping{{HostId: 655360, Length: 65536}} }
+
+func mappedMount(m *runtime.Mount) { m.UidMappings, m.GidMappings = mappings(), mappings() }
+
+func usernsOptions() *runtime.UserNamespace {
+	return &runtime.UserNamespace{Uids: mappings(), Gids: mappings()}
+}
+
+// inUserNamespace is a container of a pod with hostUsers: false, as a kubelet
+// asks for it.
+func inUserNamespace(in *Input) {
+	in.Sandbox.Linux.SecurityContext.NamespaceOptions.UsernsOptions = usernsOptions()
+	sc(in).NamespaceOptions.UsernsOptions = usernsOptions()
+	in.Namespaces.User = "/ns/user"
+}
 
 func rro(m *runtime.Mount) { m.Readonly, m.RecursiveReadOnly = true, true }
 

@@ -172,7 +172,11 @@ func (f *Fleet) sweep(name string) {
 		_ = c.Close() // it runs
 		return
 	}
-	if err := host.RemoveTree(f.opts.State, filepath.Join(wire.Dir, name+".d")); err != nil {
+	err := errors.Join(host.UnmountBelow(wire.Roots(f.opts.State, name)), host.RemoveTree(f.opts.State, filepath.Join(wire.RootsDir, name)))
+	if err == nil {
+		err = host.RemoveTree(f.opts.State, filepath.Join(wire.Dir, name+".d"))
+	}
+	if err != nil {
 		f.opts.Log.Warn("the directory of a supervisor that has ended stays", "supervisor", name, "err", err)
 	}
 }

@@ -37,6 +37,10 @@ type PodInitOptions struct {
 	// Namespaces are the paths of the pod's pinned namespaces: network, IPC,
 	// UTS.
 	Namespaces []string
+	// Make is set where the pod has a user namespace. No process of ours can
+	// enter that, so the init is the first in it: it is started with all of
+	// the pod's namespaces, which are pinned beside Pin. Namespaces is not used.
+	Make *host.NamespaceOptions
 	// Pin is where the PID namespace is pinned; required.
 	Pin string
 	// Cgroups are the directories of the pod's cgroup, one for each hierarchy.
@@ -72,12 +76,13 @@ func (o PodInitOptions) start(ctx context.Context) (p host.Process, err error) {
 	}
 	// If this ends without the byte that says go, the process ends too.
 	defer ours.Close()
-	cmd := exec.Command(o.Binary, podinit.Name, o.ID)
-	cmd.Dir, cmd.Env = "/", []string{}
-	cmd.ExtraFiles = []*os.File{theirs}
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Cloneflags: unix.CLONE_NEWPID | unix.CLONE_NEWNS}
-	err = host.StartIn(o.Namespaces, cmd)
-	theirs.Close()
+	cmd, err := o.command(theirs)
+	if err == nil {
+		err = host.StartIn(o.Namespaces, cmd)
+	}
+	for _, file := range cmd.ExtraFiles {
+		file.Close()
+	}
 	if err != nil {
 		return p, err
 	}
@@ -91,6 +96,32 @@ func (o PodInitOptions) start(ctx context.Context) (p host.Process, err error) {
 		<-ended
 	}
 	return p, err
+}
+
+const ownNamespaces = unix.CLONE_NEWPID | unix.CLONE_NEWNS
+
+// command is what to start, with the socket as descriptor 3. The caller closes
+// its files, after an error too.
+func (o *PodInitOptions) command(socket *os.File) (*exec.Cmd, error) {
+	cmd := exec.Command(o.Binary, podinit.Name, o.ID)
+	cmd.Dir, cmd.Env = "/", []string{}
+	cmd.ExtraFiles = []*os.File{socket}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: ownNamespaces}
+	if o.Make != nil {
+		// Its root may not pass the directories that the program is in, so
+		// it executes what it is given open.
+		program, err := os.Open(o.Binary)
+		if err != nil {
+			return cmd, err
+		}
+		cmd.Path = "/proc/self/fd/4"
+		cmd.ExtraFiles = append(cmd.ExtraFiles, program)
+		cmd.SysProcAttr = o.Make.Attributes(ownNamespaces)
+		cmd.SysProcAttr.Credential = &syscall.Credential{}
+		o.Namespaces = nil
+	}
+	cmd.SysProcAttr.Setsid = true
+	return cmd, nil
 }
 
 // settle puts the process in its place, waits until it is ready, pins its
@@ -111,6 +142,11 @@ func (o PodInitOptions) settle(ctx context.Context, ours *os.File, p host.Proces
 	defer stop()
 	if err := o.hear(ctx, ours, podinit.Ready); err != nil {
 		return err
+	}
+	if o.Make != nil {
+		if err := host.PinNamespacesOf(p.PID, filepath.Dir(o.Pin), *o.Make); err != nil {
+			return err
+		}
 	}
 	if err := host.PinPID(o.Pin, p.PID); err != nil {
 		return err

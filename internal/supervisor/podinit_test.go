@@ -362,3 +362,49 @@ func BenchmarkPodInit(b *testing.B) {
 		b.StartTimer()
 	}
 }
+
+// With a user namespace the init makes all of the pod's namespaces, which are
+// pinned, and may do no more than any other.
+func TestPodInitUserNamespace(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "ns")
+	ids := []syscall.SysProcIDMap{{ContainerID: 0, HostID: 7 << 16, Size: 1 << 16}}
+	r := NewReaper(testLog(t))
+	o := PodInitOptions{
+		Binary: binary, ID: sandbox, Pin: filepath.Join(dir, "pid"), Reaper: r,
+		Make: &host.NamespaceOptions{Net: true, IPC: true, UTS: true, Hostname: "pod", User: &host.IDMap{UIDs: ids, GIDs: ids},
+			Sysctls: map[string]string{"kernel.msgmax": "9001"}},
+	}
+	t.Cleanup(func() {
+		if err := errors.Join(StopPodInit(testContext(t), o.Pin), host.UnpinNamespaces(dir)); err != nil {
+			t.Error(err)
+		}
+		r.Close()
+	})
+	p := startInit(t, o)
+	var got strings.Builder
+	for line := range strings.Lines(status(t, p)) {
+		if strings.HasPrefix(line, "Uid") || strings.HasPrefix(line, "Gid") || strings.HasPrefix(line, "Cap") || strings.HasPrefix(line, "NSpid") {
+			got.WriteString(line)
+		}
+	}
+	const id, none = " 524287 524287 524287 524287\n", " 0000000000000000\n" // 65535 of the pod's
+	want := "Uid" + id + "Gid" + id + "NSpid 1\nCapInh" + none + "CapPrm" + none + "CapEff" + none + "CapBnd" + none + "CapAmb" + none
+	if diff := cmp.Diff(want, got.String()); diff != "" {
+		t.Error(diff)
+	}
+	for _, kind := range []string{"user", "net", "ipc", "uts", "pid"} {
+		pinned, err1 := os.Stat(filepath.Join(dir, kind))
+		own, err2 := os.Stat(proc(p, "ns/"+kind))
+		if err := errors.Join(err1, err2); err != nil || !os.SameFile(pinned, own) {
+			t.Errorf("namespace %s is not pinned, %v", kind, err)
+		}
+	}
+	if again := startInit(t, o); again.PID != p.PID {
+		t.Errorf("a second one was started: %d beside %d", again.PID, p.PID)
+	}
+	set := o
+	set.Namespaces = []string{filepath.Join(dir, "ipc"), filepath.Join(dir, "uts"), filepath.Join(dir, "net")}
+	if got, want := inside(t, set, "cat /proc/sys/kernel/msgmax; hostname"), "9001\npod\n"; got != want {
+		t.Errorf("in the namespaces: %q, want %q", got, want)
+	}
+}

@@ -259,10 +259,11 @@ func (d *Daemon) writeConfig() error {
 	config := map[string]any{}
 	set := map[string]any{
 		"root": d.Root, "state": d.State, "address": d.Address,
-		"registry.config_path": d.CertsDir,
-		"network.conf_dir":     d.ConfDir,
-		"network.bin_dirs":     []string{libexec + "/cni"},
-		"network.default":      false, "network.default_bridge": d.Bridge, "network.default_subnet": d.Subnet,
+		"registry.config_path":  d.CertsDir,
+		"runtime.cdi_spec_dirs": []string{d.CDIDir()},
+		"network.conf_dir":      d.ConfDir,
+		"network.bin_dirs":      []string{libexec + "/cni"},
+		"network.default":       false, "network.default_bridge": d.Bridge, "network.default_subnet": d.Subnet,
 		"runtime.bin_dir": libexec,
 		"cgroup.parent":   "/" + d.CgroupParent,
 		"cgroup.driver":   host.CgroupfsDriver,
@@ -389,6 +390,9 @@ func (d *Daemon) Running() bool {
 		return true
 	}
 }
+
+// CDIDir is where the daemon looks for CDI specs; a test that has some makes it.
+func (d *Daemon) CDIDir() string { return d.Base + "/cdi" }
 
 // ConfigFile is the daemon's configuration.
 func (d *Daemon) ConfigFile() string { return d.configFile }

@@ -26,7 +26,7 @@ const (
 // After each start the pods that were there run on; every call that was cut
 // succeeds when it is made again; at the end the host is as before.
 func TestKilledAtRandom(t *testing.T) {
-	w := newWalker(t)
+	w := newWalker(t, plain)
 	if _, err := w.c.Pull(t.Context(), busybox); err != nil {
 		t.Fatal(err)
 	}

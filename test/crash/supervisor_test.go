@@ -99,7 +99,11 @@ func TestSupervisorKilled(t *testing.T) {
 			d := testkit.StartDaemon(t, testkit.DaemonOptions{External: external})
 			c := d.Watched(t, busybox)
 			p := c.Pod(t)
-			running := []*testkit.Container{p.Container(t, busybox, []string{"sh", "-c", counter}), p.Container(t, busybox, []string{"sh", "-c", counter})}
+			isolated := c.Pod(t, isolated.pod)
+			running := []*testkit.Container{
+				p.Container(t, busybox, []string{"sh", "-c", counter}), p.Container(t, busybox, []string{"sh", "-c", counter}),
+				isolated.Container(t, busybox, []string{"sh", "-c", counter}),
+			}
 			for _, ctr := range running {
 				testkit.Until(t, 20*time.Second, func(context.Context) string {
 					if ctr.Text(t) == "" {

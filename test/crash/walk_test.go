@@ -25,14 +25,36 @@ type call struct {
 	do func(context.Context) error
 }
 
+// A kind changes what the pod of a life is, or its container.
+type kind struct {
+	pod       func(*cri.PodSandboxConfig)
+	container func(*cri.ContainerConfig)
+}
+
+// plain is a pod whose containers share a PID namespace, so that it has an
+// init, and isolated one in a user namespace, whose containers have an image as
+// a volume.
+var (
+	plain    = kind{func(*cri.PodSandboxConfig) {}, func(*cri.ContainerConfig) {}}
+	isolated = kind{
+		func(p *cri.PodSandboxConfig) {
+			ids := []*cri.IDMapping{{HostId: 9 << 16, Length: 1 << 16}}
+			p.Linux.SecurityContext.NamespaceOptions.UsernsOptions = &cri.UserNamespace{Uids: ids, Gids: ids}
+		},
+		func(c *cri.ContainerConfig) {
+			c.Mounts = []*cri.Mount{{Image: c.Image, ImageSubPath: "bin", ContainerPath: "/vol", Readonly: true}}
+		},
+	}
+)
+
 // life is the calls of a pod's whole life, in their order, on a daemon without
 // the image.
-func life(c *testkit.Client, image string) []call {
+func life(c *testkit.Client, image string, k kind) []call {
 	config := c.PodConfig("walk", func(p *cri.PodSandboxConfig) {
 		p.Linux.SecurityContext.NamespaceOptions.Pid = cri.NamespaceMode_POD // the init, too
 		p.PortMappings = []*cri.PortMapping{{HostPort: 18080, ContainerPort: 80}}
-	})
-	container := testkit.ContainerConfig(image, []string{"sh", "-c", "trap 'exit 0' TERM; echo up; while :; do sleep 0.05; done"})
+	}, k.pod)
+	container := testkit.ContainerConfig(image, []string{"sh", "-c", "trap 'exit 0' TERM; echo up; while :; do sleep 0.05; done"}, k.container)
 	var pod *testkit.Pod
 	var ctr *testkit.Container
 	return []call{
@@ -56,13 +78,14 @@ type walker struct {
 	t      *testing.T
 	d      *testkit.Daemon
 	c      *testkit.Client
+	kind   kind
 	before string
 	walked int
 }
 
-func newWalker(t *testing.T) *walker {
+func newWalker(t *testing.T, k kind) *walker {
 	t.Helper()
-	w := &walker{t: t, d: testkit.StartDaemon(t, testkit.DaemonOptions{Config: map[string]any{
+	w := &walker{t: t, kind: k, d: testkit.StartDaemon(t, testkit.DaemonOptions{Config: map[string]any{
 		"runtime.handlers.boxed.type":    "io.containerd.runc.v2",
 		"runtime.handlers.boxed.sandbox": "container",
 	}})}
@@ -87,7 +110,7 @@ func (w *walker) live(ctx context.Context, faults []string) []string {
 	if err := w.d.Restart(ctx, arm(faults)); err != nil {
 		w.t.Fatal(err)
 	}
-	for _, call := range life(w.c, busybox) {
+	for _, call := range life(w.c, busybox, w.kind) {
 		var err error
 		for range tries {
 			if err = call.do(ctx); err == nil {
@@ -153,7 +176,7 @@ func (w *walker) steps(ctx context.Context) []string {
 	if err := w.d.Restart(ctx, "BERTH_STEPS_TRACE="+trace); err != nil {
 		w.t.Fatal(err)
 	}
-	for _, call := range life(w.c, busybox) {
+	for _, call := range life(w.c, busybox, w.kind) {
 		if err := call.do(ctx); err != nil {
 			w.t.Fatalf("%s: %v", call.op, err)
 		}
@@ -172,15 +195,21 @@ func (w *walker) steps(ctx context.Context) []string {
 }
 
 // TestEveryStep walks every step × fault.
-func TestEveryStep(t *testing.T) {
-	w := newWalker(t)
+func TestEveryStep(t *testing.T) { walk(t, plain) }
+
+// TestEveryStepIsolated is that of a pod in a user namespace with an image
+// volume.
+func TestEveryStepIsolated(t *testing.T) { walk(t, isolated) }
+
+func walk(t *testing.T, k kind) {
+	w := newWalker(t, k)
 	steps := w.steps(t.Context())
 	ops := map[string]bool{}
 	for _, s := range steps {
 		op, _, _ := strings.Cut(s, "/")
 		ops[op] = true
 	}
-	for _, call := range life(w.c, busybox) {
+	for _, call := range life(w.c, busybox, w.kind) {
 		if !ops[call.op] {
 			t.Errorf("%s has no steps", call.op)
 		}

@@ -33,7 +33,6 @@ var explained = []struct{ pattern, reason string }{
 	{`CrashLoopBackOff: .*back-off (2|10)s restarting`, "pods of the tests end on purpose"},
 	{`PostStartHook.*exit(ed with)? 9`, "TestFailedHookRestarts has a hook that fails"},
 	{`/none:1|InvalidImageName|ErrImageNeverPull`, "TestPullPolicies asks for images that are none"},
-	{`runtime does not support user namespaces|image volumes are not supported yet`, "TestRefused asks for what berth does not implement"},
 	{`(Could not determine if subPath exists|Failed to prepare subPath)`, "TestBrokenContainers asks for a path below a file"},
 	{`container has runAsNonRoot and image will run as root`, "TestRootIsRefused"},
 }

@@ -152,6 +152,14 @@ func hideMachine() error {
 			return fmt.Errorf("hide %s: %w", dir, err)
 		}
 	}
+	// What is hidden in /proc would keep the kernel from giving a user namespace
+	// one of its own, were there no whole one.
+	if err := os.MkdirAll("/run/whole-proc", 0o755); err != nil {
+		return err
+	}
+	if err := unix.Mount("proc", "/run/whole-proc", "proc", 0, ""); err != nil {
+		return fmt.Errorf("another /proc: %w", err)
+	}
 	for name, value := range map[string]string{
 		"vm/overcommit_memory": "1", "vm/panic_on_oom": "0", "kernel/panic": "10",
 		"kernel/panic_on_oops": "1", "kernel/keys/root_maxkeys": "1000000", "kernel/keys/root_maxbytes": "25000000",

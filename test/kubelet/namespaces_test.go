@@ -6,7 +6,6 @@ import (
 	"io"
 	"net"
 	"os"
-	"regexp"
 	"strconv"
 	"strings"
 	"testing"
@@ -137,51 +136,6 @@ func TestShareProcessNamespace(t *testing.T) {
 				if second := p.run(t, "second", "sh", "-c", spaces); first != second {
 					t.Errorf("the containers do not share their namespaces: %s%s", first, second)
 				}
-			})
-		})
-	}
-}
-
-// Pods that berth refuses by design, as long as it does: the user is told why,
-// and nothing runs.
-func TestRefused(t *testing.T) {
-	for name, test := range map[string]struct {
-		change func(*v1.Pod)
-		told   string // in the kubelet's log
-		reason string
-	}{
-		"user namespace": {
-			func(p *v1.Pod) { p.Spec.HostUsers = new(false) },
-			"user namespace", "user namespaces are not implemented yet",
-		},
-		"image volume": {
-			func(p *v1.Pod) {
-				p.Spec.Volumes = append(p.Spec.Volumes, v1.Volume{Name: "image", VolumeSource: v1.VolumeSource{
-					Image: &v1.ImageVolumeSource{Reference: busybox, PullPolicy: v1.PullIfNotPresent},
-				}})
-				p.Spec.Containers[0].VolumeMounts = append(p.Spec.Containers[0].VolumeMounts, v1.VolumeMount{Name: "image", MountPath: "/image"})
-			},
-			"image volume", "image volumes are not implemented yet",
-		},
-	} {
-		t.Run(name, func(t *testing.T) {
-			each(t, func(t *testing.T, n *node) {
-				p := newPod(t, n, "script", test.change)
-				told := regexp.MustCompile(`(?i)` + test.told + `.*` + p.name)
-				n.until(t, soon, func(context.Context) string {
-					text, err := os.ReadFile(n.logFile)
-					if err != nil {
-						return err.Error()
-					}
-					if !told.Match(text) {
-						return "the kubelet's log does not say why the pod does not run"
-					}
-					return ""
-				})
-				if saw := n.running(t.Context(), p.manifest.UID); strings.HasPrefix(saw, "container ") {
-					t.Errorf("a pod that is refused runs: %s", saw)
-				}
-				t.Skip(test.reason)
 			})
 		})
 	}

@@ -107,9 +107,11 @@ func (c *container) create(r *taskAPI.CreateTaskRequest) (err error) {
 	c.s.limits.clamp(spec.Process)
 	c.init.spec, c.init.terminal = spec.Process, spec.Process.Terminal
 	c.init.stdin, c.init.stdout, c.init.stderr = r.Stdin, r.Stdout, r.Stderr
-	unmount, err := c.mountRoot(r, spec)
+	var unmount func() error
+	// A mapped root is mounted with the help of a child.
+	err = c.s.forking(func() (err error) { unmount, err = c.mountRoot(r, spec); return err })
 	if err != nil {
-		return err
+		return errors.Join(err, c.forget())
 	}
 	// Once the init has its root, the host needs it no more.
 	defer func() {
@@ -135,9 +137,18 @@ func (c *container) create(r *taskAPI.CreateTaskRequest) (err error) {
 }
 
 // config is the spec for libcontainer.
-func (c *container) config(spec *specs.Spec) (*configs.Config, error) {
-	config, err := specconv.CreateLibcontainerConfig(&specconv.CreateOpts{
-		CgroupName: c.id, UseSystemdCgroup: c.opts.SystemdCgroup, Spec: spec,
+func (c *container) config(spec *specs.Spec) (config *configs.Config, err error) {
+	for _, ns := range spec.Linux.Namespaces {
+		if ns.Type == specs.UserNamespace && ns.Path != "" {
+			// libcontainer finds them, by a child that it sends there.
+			spec.Linux.UIDMappings, spec.Linux.GIDMappings = nil, nil
+		}
+	}
+	err = c.s.forking(func() (err error) {
+		config, err = specconv.CreateLibcontainerConfig(&specconv.CreateOpts{
+			CgroupName: c.id, UseSystemdCgroup: c.opts.SystemdCgroup, Spec: spec,
+		})
+		return err
 	})
 	if err != nil {
 		return nil, fmt.Errorf("spec: %w: %w", err, errdefs.ErrInvalidArgument)
@@ -167,7 +178,10 @@ func (c *container) mountRoot(r *taskAPI.CreateTaskRequest, spec *specs.Spec) (u
 		return nothing, nil
 	}
 	dir := c.rootDir()
-	if err := os.MkdirAll(dir, 0o711); err != nil {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nothing, err
+	}
+	if err := admitRoot(filepath.Dir(dir), spec); err != nil {
 		return nothing, err
 	}
 	unmount = func() error { return unmountRoot(dir) }
@@ -182,7 +196,20 @@ func (c *container) mountRoot(r *taskAPI.CreateTaskRequest, spec *specs.Spec) (u
 	return unmount, nil
 }
 
-func (c *container) rootDir() string { return filepath.Join(c.s.home, wire.Roots, c.id) }
+// admitRoot lets the group of a user namespace's root pass a directory.
+func admitRoot(dir string, spec *specs.Spec) error {
+	for _, m := range spec.Linux.GIDMappings {
+		if m.ContainerID == 0 {
+			return errors.Join(os.Chown(dir, 0, int(m.HostID)), os.Chmod(dir, 0o710))
+		}
+	}
+	return nil
+}
+
+func (c *container) rootDir() string { return c.s.rootDir(c.id) }
+
+// rootDir is in a directory of the container's own, which keeps others out.
+func (s *Server) rootDir(id string) string { return filepath.Join(s.roots, id, "root") }
 
 func unmountRoot(dir string) error {
 	err := unix.Unmount(dir, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)

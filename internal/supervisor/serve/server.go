@@ -66,15 +66,15 @@ type Server struct {
 	// Ready is called once when clients can connect.
 	Ready func()
 
-	home, tasks, run string
-	poll             *watch.Poller
-	limits           *limits
-	events           *publish.Publisher
-	forks            sync.RWMutex // held for reading by forking
-	idle             chan struct{}
-	stop             chan struct{}
-	stopOnce         sync.Once
-	wg               sync.WaitGroup
+	home, tasks, run, roots string
+	poll                    *watch.Poller
+	limits                  *limits
+	events                  *publish.Publisher
+	forks                   sync.RWMutex // held for reading by forking
+	idle                    chan struct{}
+	stop                    chan struct{}
+	stopOnce                sync.Once
+	wg                      sync.WaitGroup
 
 	mu         sync.Mutex // guards what follows; nothing is waited for under it
 	containers map[string]*container
@@ -125,6 +125,7 @@ func (s *Server) open() error {
 	}
 	s.home = wire.Home(s.State, s.Name)
 	s.tasks, s.run = filepath.Join(s.home, wire.Tasks), filepath.Join(s.home, wire.Run)
+	s.roots = wire.Roots(s.State, s.Name)
 	s.containers, s.conns = map[string]*container{}, map[net.Conn]bool{}
 	s.idle, s.stop = make(chan struct{}, 1), make(chan struct{})
 	s.limits = readLimits(s.Log)
@@ -169,7 +170,7 @@ func (s *Server) makeDirectories() error {
 		return err
 	}
 	// Containers with user namespaces reach their FIFO and root through these.
-	for _, dir := range []string{s.home, s.tasks, s.run} {
+	for _, dir := range []string{s.home, s.tasks, s.run, filepath.Dir(s.roots), s.roots} {
 		if err := os.MkdirAll(dir, 0o711); err != nil {
 			return err
 		}
@@ -273,7 +274,8 @@ func (s *Server) leave() error {
 		}
 	}
 	if len(list) == 0 {
-		for _, name := range []string{wire.Roots, wire.Run, wire.Tasks, wire.Log, wire.Lock, ""} {
+		errs = append(errs, removeIfThere(s.roots))
+		for _, name := range []string{wire.Run, wire.Tasks, wire.Log, wire.Lock, ""} {
 			errs = append(errs, removeIfThere(filepath.Join(s.home, name)))
 		}
 	}

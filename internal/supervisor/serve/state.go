@@ -78,7 +78,7 @@ func (c *container) save() error {
 
 // forget removes the container's state.
 func (c *container) forget() error {
-	return errors.Join(removeIfThere(c.rootDir()), removeIfThere(c.s.statePath(c.id)), removeIfThere(c.s.statePath(c.id)+".new"))
+	return errors.Join(removeIfThere(c.rootDir()), removeIfThere(filepath.Dir(c.rootDir())), removeIfThere(c.s.statePath(c.id)), removeIfThere(c.s.statePath(c.id)+".new"))
 }
 
 func removeIfThere(path string) error {
@@ -113,16 +113,15 @@ func (s *Server) adoptAll() error {
 
 // dropRoots unmounts root file systems that a killed supervisor was about to.
 func (s *Server) dropRoots() error {
-	roots := filepath.Join(s.home, wire.Roots)
-	entries, err := os.ReadDir(roots)
+	entries, err := os.ReadDir(s.roots)
 	if errors.Is(err, os.ErrNotExist) {
 		return nil
 	}
 	for _, e := range entries {
-		dir := filepath.Join(roots, e.Name())
+		dir := s.rootDir(e.Name())
 		err = errors.Join(err, unmountRoot(dir))
 		if s.containers[e.Name()] == nil {
-			err = errors.Join(err, removeIfThere(dir))
+			err = errors.Join(err, removeIfThere(dir), removeIfThere(filepath.Dir(dir)))
 		}
 	}
 	return err

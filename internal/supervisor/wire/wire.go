@@ -69,6 +69,13 @@ func Socket(state, name string) string { return filepath.Join(state, Dir, name) 
 // Home is the directory of its files.
 func Home(state, name string) string { return filepath.Join(state, Dir, name+".d") }
 
+// Roots is where it mounts containers' root file systems for a moment. The root
+// of a container with a user namespace has to pass it, so it is not in Home.
+func Roots(state, name string) string { return filepath.Join(state, RootsDir, name) }
+
+// RootsDir is the directory of all of these, below the daemon's.
+const RootsDir = "roots"
+
 // Names in a supervisor's home.
 const (
 	Control = "control" // the socket of the control protocol
@@ -76,7 +83,6 @@ const (
 	Log     = "log"   // what it and libcontainer say
 	Tasks   = "tasks" // a state file for each container
 	Run     = "run"   // libcontainer's state
-	Roots   = "roots" // where root file systems are mounted for a moment
 )
 
 // Operations of the control protocol.
