@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -491,16 +490,3 @@ func (d *Daemon) clear() error {
 	}
 	return errors.Join(append(errs, os.RemoveAll(d.Base), os.RemoveAll(d.State), d.mark.Close())...)
 }
-
-func freePort() (string, error) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return "", err
-	}
-	return l.Addr().String(), l.Close()
-}
-
-var (
-	subnetMu sync.Mutex // guards subnets
-	subnets  int
-)

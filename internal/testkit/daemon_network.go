@@ -2,7 +2,14 @@ package testkit
 
 import (
 	"fmt"
+	"net"
 	"os"
+	"sync"
+)
+
+var (
+	subnetMu sync.Mutex // guards subnets
+	subnets  int
 )
 
 // nextSubnet needs to be unique in this process only, whose network namespace
@@ -37,4 +44,12 @@ func (d *Daemon) Conflist() string {
     {"type": "portmap", "capabilities": {"portMappings": true}}
   ]
 }`, d.Bridge, d.IPAM, d.Subnet, d.Subnet6)
+}
+
+func freePort() (string, error) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return "", err
+	}
+	return l.Addr().String(), l.Close()
 }
