@@ -56,7 +56,6 @@ const (
 // PACKAGE. One that is no longer needed fails the test.
 var exceptions = map[string]string{
 	"internal/testkit/host.go:stores": "one query after another, for each store of containerd",
-	"internal/testkit":                "to be split: the registry is a thing of its own",
 	"internal/container":              "to be split: the commands (exec.go) are a thing of their own",
 }
 

@@ -26,6 +26,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"berth/internal/testkit"
+	"berth/internal/testkit/registrytest"
 )
 
 // benchRegistryEnv makes this program the registry of a benchmark: what serves
@@ -54,7 +55,7 @@ func serveBench(which string) error {
 	if img, err = mutate.AppendLayers(img, layers...); err != nil {
 		return err
 	}
-	r, err := testkit.NewRegistry()
+	r, err := registrytest.New()
 	if err != nil {
 		return err
 	}

@@ -21,6 +21,7 @@ import (
 	"berth/internal/engine"
 	"berth/internal/steps"
 	"berth/internal/testkit"
+	"berth/internal/testkit/registrytest"
 )
 
 // kit is what the tests share: one containerd. Each test has images, a
@@ -145,7 +146,7 @@ func newImage(t *testing.T, o testkit.ImageOptions) v1.Image {
 	return img
 }
 
-func push(t *testing.T, r *testkit.Registry, repo string, img v1.Image) (byDigest string) {
+func push(t *testing.T, r *registrytest.Registry, repo string, img v1.Image) (byDigest string) {
 	t.Helper()
 	byDigest, err := r.Push(repo, img)
 	if err != nil {

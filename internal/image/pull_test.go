@@ -19,10 +19,11 @@ import (
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"berth/internal/testkit"
+	"berth/internal/testkit/registrytest"
 )
 
 func TestPullByTagAndDigest(t *testing.T) {
-	r, s := testkit.OwnRegistry(t), newStore(t, nil, "")
+	r, s := registrytest.Own(t), newStore(t, nil, "")
 	img := newImage(t, testkit.ImageOptions{User: "dev:wheel", Entrypoint: []string{"/bin/true"}})
 	byDigest := push(t, r, "app:v1", img)
 	for _, tc := range []struct {
@@ -73,7 +74,7 @@ func TestPullByTagAndDigest(t *testing.T) {
 }
 
 func TestPullOfIndexTakesThisPlatform(t *testing.T) {
-	r, s := testkit.OwnRegistry(t), newStore(t, nil, "")
+	r, s := registrytest.Own(t), newStore(t, nil, "")
 	img := newImage(t, testkit.ImageOptions{User: "7"})
 	idx, err := testkit.Index(img)
 	if err != nil {
@@ -98,7 +99,7 @@ func TestPullOfIndexTakesThisPlatform(t *testing.T) {
 func TestOneImageUnderTwoNames(t *testing.T) {
 	for _, by := range []string{"one", "two", "digest", "id", "prefix"} {
 		t.Run(by, func(t *testing.T) {
-			r, s := testkit.OwnRegistry(t), newStore(t, nil, "")
+			r, s := registrytest.Own(t), newStore(t, nil, "")
 			img := newImage(t, testkit.ImageOptions{})
 			one := push(t, r, "one:1", img)
 			two := push(t, r, "two:2", img)
@@ -130,7 +131,7 @@ func TestOneImageUnderTwoNames(t *testing.T) {
 }
 
 func TestATagMoves(t *testing.T) {
-	r, s := testkit.OwnRegistry(t), newStore(t, nil, "")
+	r, s := registrytest.Own(t), newStore(t, nil, "")
 	older := newImage(t, testkit.ImageOptions{Salt: "old"})
 	newer := newImage(t, testkit.ImageOptions{Salt: "new", Blobs: []int64{2000}})
 	push(t, r, "app:latest", older)
@@ -178,7 +179,7 @@ func TestPullAuth(t *testing.T) {
 		{name: "auth is no base64", auth: &runtime.AuthConfig{Auth: "!!s3cr3t-p4ss"}, want: errdefs.ErrInvalidArgument},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			r, s := testkit.OwnRegistry(t), newStore(t, nil, "")
+			r, s := registrytest.Own(t), newStore(t, nil, "")
 			img := newImage(t, testkit.ImageOptions{})
 			push(t, r, "private:1", img)
 			if tc.token {
@@ -212,7 +213,7 @@ func TestPullAuth(t *testing.T) {
 }
 
 func TestCredentialsStayWithTheirHost(t *testing.T) {
-	r, mirror := testkit.OwnRegistry(t), testkit.OwnRegistry(t)
+	r, mirror := registrytest.Own(t), registrytest.Own(t)
 	dir := t.TempDir()
 	writeHosts(t, dir, r.Host, fmt.Sprintf("[host.\"http://%s\"]\n  capabilities = [\"pull\", \"resolve\"]\n", mirror.Host))
 	s := newStore(t, func(o *Options) { o.RegistryDirs = []string{dir} }, "")
@@ -248,7 +249,7 @@ func writeHosts(t *testing.T, dir, host, text string) {
 }
 
 func TestMirrors(t *testing.T) {
-	mirror := testkit.OwnRegistry(t)
+	mirror := registrytest.Own(t)
 	first, second := t.TempDir(), t.TempDir()
 	text := fmt.Sprintf("server = \"http://127.0.0.1:1\"\n[host.\"http://127.0.0.1:1\"]\n[host.\"http://%s\"]\n", mirror.Host)
 	writeHosts(t, second, "upstream.test", text)
@@ -277,27 +278,27 @@ func TestBrokenHostsFileIsNamed(t *testing.T) {
 
 type pullFault struct {
 	name  string
-	fault testkit.Fault // Match "layer" is replaced by the layer's digest
-	want  error         // nil: the pull succeeds in spite of it
+	fault registrytest.Fault // Match "layer" is replaced by the layer's digest
+	want  error              // nil: the pull succeeds in spite of it
 	text  string
 }
 
 func TestPullFaults(t *testing.T) {
 	for _, tc := range []pullFault{
-		{name: "blob cut once", fault: testkit.Fault{Match: "layer", CutAfter: 30_000, Times: 1}},
-		{name: "blob cut, and the registry is gone", fault: testkit.Fault{Match: "layer", CutAfter: 30_000, Times: 1, Then: 503}, text: "unexpected EOF"},
-		{name: "blob hangs", fault: testkit.Fault{Match: "layer", HangAfter: 30_000}, want: context.DeadlineExceeded, text: "no progress"},
-		{name: "blob hangs at once", fault: testkit.Fault{Match: "layer", Delay: time.Hour}, want: context.DeadlineExceeded, text: "no progress"},
-		{name: "manifest hangs", fault: testkit.Fault{Match: "/manifests/", Delay: time.Hour}, want: context.DeadlineExceeded, text: "no progress"},
-		{name: "blob corrupt", fault: testkit.Fault{Match: "layer", Corrupt: true}, text: "digest"},
-		{name: "manifest 500", fault: testkit.Fault{Match: "/manifests/", Status: 500}, want: errdefs.ErrUnavailable, text: "try again"},
-		{name: "blob 503", fault: testkit.Fault{Match: "layer", Status: 503}, want: errdefs.ErrUnavailable},
-		{name: "blob 503 once", fault: testkit.Fault{Match: "layer", Status: 503, Times: 1}},
-		{name: "blob 404", fault: testkit.Fault{Match: "layer", Status: 404}, want: errdefs.ErrNotFound},
-		{name: "manifest 404", fault: testkit.Fault{Match: "/manifests/", Status: 404}, want: errdefs.ErrNotFound, text: "not found at 127.0.0.1"},
-		{name: "manifest 429", fault: testkit.Fault{Match: "/manifests/", Status: 429}, want: errdefs.ErrResourceExhausted, text: "rate"},
-		{name: "manifest 403", fault: testkit.Fault{Match: "/manifests/", Status: 403}, want: errdefs.ErrPermissionDenied, text: "access denied"},
-		{name: "slow, but there is progress", fault: testkit.Fault{Match: "layer", BytesPerMS: 100}},
+		{name: "blob cut once", fault: registrytest.Fault{Match: "layer", CutAfter: 30_000, Times: 1}},
+		{name: "blob cut, and the registry is gone", fault: registrytest.Fault{Match: "layer", CutAfter: 30_000, Times: 1, Then: 503}, text: "unexpected EOF"},
+		{name: "blob hangs", fault: registrytest.Fault{Match: "layer", HangAfter: 30_000}, want: context.DeadlineExceeded, text: "no progress"},
+		{name: "blob hangs at once", fault: registrytest.Fault{Match: "layer", Delay: time.Hour}, want: context.DeadlineExceeded, text: "no progress"},
+		{name: "manifest hangs", fault: registrytest.Fault{Match: "/manifests/", Delay: time.Hour}, want: context.DeadlineExceeded, text: "no progress"},
+		{name: "blob corrupt", fault: registrytest.Fault{Match: "layer", Corrupt: true}, text: "digest"},
+		{name: "manifest 500", fault: registrytest.Fault{Match: "/manifests/", Status: 500}, want: errdefs.ErrUnavailable, text: "try again"},
+		{name: "blob 503", fault: registrytest.Fault{Match: "layer", Status: 503}, want: errdefs.ErrUnavailable},
+		{name: "blob 503 once", fault: registrytest.Fault{Match: "layer", Status: 503, Times: 1}},
+		{name: "blob 404", fault: registrytest.Fault{Match: "layer", Status: 404}, want: errdefs.ErrNotFound},
+		{name: "manifest 404", fault: registrytest.Fault{Match: "/manifests/", Status: 404}, want: errdefs.ErrNotFound, text: "not found at 127.0.0.1"},
+		{name: "manifest 429", fault: registrytest.Fault{Match: "/manifests/", Status: 429}, want: errdefs.ErrResourceExhausted, text: "rate"},
+		{name: "manifest 403", fault: registrytest.Fault{Match: "/manifests/", Status: 403}, want: errdefs.ErrPermissionDenied, text: "access denied"},
+		{name: "slow, but there is progress", fault: registrytest.Fault{Match: "layer", BytesPerMS: 100}},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			t.Parallel()
@@ -311,7 +312,7 @@ func TestPullFaults(t *testing.T) {
 }
 
 func testPullFault(t *testing.T, tc pullFault, inProcess bool) {
-	r := testkit.OwnRegistry(t)
+	r := registrytest.Own(t)
 	s := newStore(t, func(o *Options) { o.ProgressTimeout = 400 * time.Millisecond; o.InProcess = inProcess }, "")
 	img := newImage(t, testkit.ImageOptions{Blobs: []int64{100_000}})
 	push(t, r, "app:1", img)
@@ -341,10 +342,10 @@ func testPullFault(t *testing.T, tc pullFault, inProcess bool) {
 }
 
 func TestParallelPullsShareOneDownload(t *testing.T) {
-	r, s := testkit.OwnRegistry(t), newStore(t, nil, "")
+	r, s := registrytest.Own(t), newStore(t, nil, "")
 	img := newImage(t, testkit.ImageOptions{Blobs: []int64{100_000}})
 	push(t, r, "app:1", img)
-	r.Fail(testkit.Fault{Match: layerOf(t, img), Delay: 50 * time.Millisecond})
+	r.Fail(registrytest.Fault{Match: layerOf(t, img), Delay: 50 * time.Millisecond})
 	var wg sync.WaitGroup
 	for range 8 {
 		wg.Go(func() {
@@ -367,11 +368,11 @@ func TestParallelPullsShareOneDownload(t *testing.T) {
 
 // Two references share their layers' download.
 func TestParallelPullsOfTwoTagsShareLayers(t *testing.T) {
-	r, s := testkit.OwnRegistry(t), newStore(t, nil, "")
+	r, s := registrytest.Own(t), newStore(t, nil, "")
 	img := newImage(t, testkit.ImageOptions{Blobs: []int64{100_000}})
 	push(t, r, "app:1", img)
 	push(t, r, "app:2", img)
-	r.Fail(testkit.Fault{Match: layerOf(t, img), Delay: 50 * time.Millisecond})
+	r.Fail(registrytest.Fault{Match: layerOf(t, img), Delay: 50 * time.Millisecond})
 	var wg sync.WaitGroup
 	for _, tag := range []string{"app:1", "app:2"} {
 		wg.Go(func() {
@@ -390,10 +391,10 @@ func TestParallelPullsOfTwoTagsShareLayers(t *testing.T) {
 }
 
 func TestACallerGivesUp(t *testing.T) {
-	r, s := testkit.OwnRegistry(t), newStore(t, nil, "")
+	r, s := registrytest.Own(t), newStore(t, nil, "")
 	img := newImage(t, testkit.ImageOptions{})
 	push(t, r, "app:1", img)
-	r.Fail(testkit.Fault{Match: layerOf(t, img), Delay: 300 * time.Millisecond})
+	r.Fail(registrytest.Fault{Match: layerOf(t, img), Delay: 300 * time.Millisecond})
 	ctx, cancel := context.WithCancel(t.Context())
 	var wg sync.WaitGroup
 	wg.Go(func() {
@@ -416,11 +417,11 @@ func TestACallerGivesUp(t *testing.T) {
 }
 
 func TestAnAbandonedPullEnds(t *testing.T) {
-	r := testkit.OwnRegistry(t)
+	r := registrytest.Own(t)
 	s := newStore(t, func(o *Options) { o.AbandonAfter = 20 * time.Millisecond }, "")
 	img := newImage(t, testkit.ImageOptions{})
 	push(t, r, "app:1", img)
-	r.Fail(testkit.Fault{Match: layerOf(t, img), Delay: time.Hour})
+	r.Fail(registrytest.Fault{Match: layerOf(t, img), Delay: time.Hour})
 	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 	defer cancel()
 	if _, err := s.Pull(ctx, pullRequest(r.Ref("app:1"))); !errors.Is(err, context.DeadlineExceeded) {
@@ -432,10 +433,10 @@ func TestAnAbandonedPullEnds(t *testing.T) {
 }
 
 func TestCloseEndsPulls(t *testing.T) {
-	r, s := testkit.OwnRegistry(t), newStore(t, nil, "")
+	r, s := registrytest.Own(t), newStore(t, nil, "")
 	img := newImage(t, testkit.ImageOptions{})
 	push(t, r, "app:1", img)
-	r.Fail(testkit.Fault{Match: layerOf(t, img), Delay: time.Hour})
+	r.Fail(registrytest.Fault{Match: layerOf(t, img), Delay: time.Hour})
 	var wg sync.WaitGroup
 	wg.Go(func() {
 		if _, err := s.Pull(t.Context(), pullRequest(r.Ref("app:1"))); err == nil {
@@ -459,10 +460,10 @@ func TestCloseEndsPulls(t *testing.T) {
 }
 
 func TestPullProgress(t *testing.T) {
-	r, s := testkit.OwnRegistry(t), newStore(t, nil, "")
+	r, s := registrytest.Own(t), newStore(t, nil, "")
 	img := newImage(t, testkit.ImageOptions{Blobs: []int64{400_000}})
 	push(t, r, "app:1", img)
-	r.Fail(testkit.Fault{Match: layerOf(t, img), BytesPerMS: 1000})
+	r.Fail(registrytest.Fault{Match: layerOf(t, img), BytesPerMS: 1000})
 	last := map[string]Progress{}
 	moved := false
 	req := pullRequest(r.Ref("app:1"))
@@ -495,7 +496,7 @@ func TestEachStepMayFail(t *testing.T) {
 	for _, step := range []string{"PullImage/lease", "PullImage/fetch", "PullImage/record", "PullImage/release", "RemoveImage/names", "RemoveImage/content"} {
 		for _, when := range []string{"", ":after"} {
 			t.Run(step+when, func(t *testing.T) {
-				r, s := testkit.OwnRegistry(t), newStore(t, nil, step+when+"=error")
+				r, s := registrytest.Own(t), newStore(t, nil, step+when+"=error")
 				img := newImage(t, testkit.ImageOptions{})
 				push(t, r, "app:1", img)
 				failed := 0

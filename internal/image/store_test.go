@@ -28,6 +28,7 @@ import (
 
 	"berth/internal/steps"
 	"berth/internal/testkit"
+	"berth/internal/testkit/registrytest"
 )
 
 func archiveOf(t *testing.T, write func(io.Writer, map[string]v1.Image) error, images map[string]v1.Image) []byte {
@@ -129,7 +130,7 @@ func TestLoadRefuses(t *testing.T) {
 }
 
 func TestGet(t *testing.T) {
-	r, s := testkit.OwnRegistry(t), newStore(t, nil, "")
+	r, s := registrytest.Own(t), newStore(t, nil, "")
 	byDigest := push(t, r, "app:latest", newImage(t, testkit.ImageOptions{}))
 	id := mustPull(t, s, r.Ref("app"))
 	for _, ref := range []string{id, id[7:], id[:30], id[7:15], r.Ref("app"), r.Ref("app:latest"), byDigest} {
@@ -170,7 +171,7 @@ func TestFindAmbiguousPrefix(t *testing.T) {
 }
 
 func TestPinned(t *testing.T) {
-	r := testkit.OwnRegistry(t)
+	r := registrytest.Own(t)
 	s := newStore(t, func(o *Options) { o.Pinned = []string{r.Ref("keep:1"), r.Ref("base/") + "*"} }, "")
 	for repo, want := range map[string]bool{"keep:1": true, "base/x:1": true, "other:1": false} {
 		push(t, r, repo, newImage(t, testkit.ImageOptions{Salt: repo}))
@@ -186,7 +187,7 @@ func TestPinned(t *testing.T) {
 }
 
 func TestFsInfo(t *testing.T) {
-	r, s := testkit.OwnRegistry(t), newStore(t, nil, "")
+	r, s := registrytest.Own(t), newStore(t, nil, "")
 	push(t, r, "app:1", newImage(t, testkit.ImageOptions{Blobs: []int64{300_000}}))
 	mustPull(t, s, r.Ref("app:1"))
 	got, err := s.FsInfo(t.Context())
@@ -329,7 +330,7 @@ func TestAFileThatVanishesHidesNoFigures(t *testing.T) {
 }
 
 func TestSweepRemovesWhatACrashLeft(t *testing.T) {
-	r, s := testkit.OwnRegistry(t), newStore(t, nil, "")
+	r, s := registrytest.Own(t), newStore(t, nil, "")
 	ctx := kit.Context(context.Background())
 	manager := kit.Client().LeasesService()
 	ours, others := pullLease("crashed.test/app:1"), "somebody-elses"
@@ -392,9 +393,9 @@ func (j *journal) list() [][2]string {
 // The reconciler undoes what a crash cut when a kubelet has already asked for
 // the image again.
 func TestUndoLeavesTheRetryAlone(t *testing.T) {
-	r := testkit.OwnRegistry(t)
+	r := registrytest.Own(t)
 	push(t, r, "app:1", newImage(t, testkit.ImageOptions{}))
-	r.Fail(testkit.Fault{Match: "/manifests/", Delay: time.Hour})
+	r.Fail(registrytest.Fault{Match: "/manifests/", Delay: time.Hour})
 	j := &journal{entries: map[[2]string]bool{}}
 	runner := steps.New(steps.Options{Journal: j, Log: slog.New(slog.DiscardHandler)})
 	var wg sync.WaitGroup
@@ -438,7 +439,7 @@ func TestUndoLeavesTheRetryAlone(t *testing.T) {
 }
 
 func TestInfo(t *testing.T) {
-	r, s := testkit.OwnRegistry(t), newStore(t, nil, "")
+	r, s := registrytest.Own(t), newStore(t, nil, "")
 	push(t, r, "app:1", newImage(t, testkit.ImageOptions{Env: []string{"A=b=c"}}))
 	id := mustPull(t, s, r.Ref("app:1"))
 	img, err := s.Get(t.Context(), id)

@@ -24,6 +24,7 @@ import (
 	"github.com/klauspost/compress/zstd"
 
 	"berth/internal/testkit"
+	"berth/internal/testkit/registrytest"
 )
 
 // tarLayer is a layer of entries: "name" with text, "name/" with mode, and
@@ -146,7 +147,7 @@ func TestStreamedImageIsTheSame(t *testing.T) {
 	tars := [][]byte{lower, middle, upper, lower, middle, upper, upper}
 	var trees [2]string
 	for i := range trees {
-		r := testkit.OwnRegistry(t)
+		r := registrytest.Own(t)
 		s := newStore(t, func(o *Options) { o.InProcess = i == 1 }, "")
 		push(t, r, "app:1", layerImage(t, tars...))
 		id := mustPull(t, s, r.Ref("app:1"))
@@ -190,7 +191,7 @@ func TestBadLayersLeaveNothing(t *testing.T) {
 		"two roots up":    {static.NewLayer(tarLayer(t, [2]string{"l", "->l/l"}, [2]string{"l/x", "x"}), types.OCIUncompressedLayer), "too many levels"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			r, s := testkit.OwnRegistry(t), newStore(t, nil, "")
+			r, s := registrytest.Own(t), newStore(t, nil, "")
 			img, err := mutate.AppendLayers(newImage(t, testkit.ImageOptions{Blobs: []int64{200_000}}), tc.layer)
 			if err != nil {
 				t.Fatal(err)
@@ -212,7 +213,7 @@ func TestBadLayersLeaveNothing(t *testing.T) {
 
 // Images with the same layers in other places, at once.
 func TestStreamsShareLayers(t *testing.T) {
-	r, s := testkit.OwnRegistry(t), newStore(t, func(o *Options) { o.MaxConcurrentDownloads = 2 }, "")
+	r, s := registrytest.Own(t), newStore(t, func(o *Options) { o.MaxConcurrentDownloads = 2 }, "")
 	var tars [][]byte
 	for i := range 5 {
 		tars = append(tars, tarLayer(t, [2]string{fmt.Sprintf("f%d", i), strings.Repeat("x", 50_000)}))

@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"berth/internal/testkit"
+	"berth/internal/testkit/registrytest"
 )
 
 // options are the command line's.
@@ -71,7 +72,7 @@ type bench struct {
 	options
 	plan
 	workspace *testkit.Workspace
-	registry  *testkit.Registry
+	registry  *registrytest.Registry
 	servers   []*server
 	results   *results
 	figures   []figure

@@ -27,6 +27,7 @@ import (
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"berth/internal/testkit"
+	"berth/internal/testkit/registrytest"
 )
 
 func main() {
@@ -134,7 +135,7 @@ func (b *bench) setUp(ctx context.Context) (err error) {
 	if b.workspace, err = testkit.NewWorkspace(); err != nil {
 		return err
 	}
-	if b.registry, err = testkit.NewRegistry(); err != nil {
+	if b.registry, err = registrytest.New(); err != nil {
 		return err
 	}
 	pause, err := b.pushImages()

@@ -18,6 +18,7 @@ import (
 	_ "modernc.org/sqlite" // the record store's driver
 
 	"berth/internal/testkit"
+	"berth/internal/testkit/registrytest"
 )
 
 func sleeper(t *testing.T, p *testkit.Pod) *testkit.Container {
@@ -371,7 +372,7 @@ func TestKilledWhileAPluginHangs(t *testing.T) {
 }
 
 func TestRegistryBreaksOff(t *testing.T) {
-	own := testkit.OwnRegistry(t)
+	own := registrytest.Own(t)
 	d := testkit.StartDaemon(t, testkit.DaemonOptions{Config: map[string]any{"registry.progress_timeout": "1s"}})
 	c := d.Watched(t, busybox)
 	img, err := testkit.Image(testkit.ImageOptions{Blobs: []int64{1 << 20}, Salt: t.Name()})
@@ -392,11 +393,11 @@ func TestRegistryBreaksOff(t *testing.T) {
 	unharmed := sleeper(t, c.Pod(t))
 	for _, tc := range []struct {
 		name  string
-		fault testkit.Fault
+		fault registrytest.Fault
 		text  string
 	}{
-		{"cut, then gone", testkit.Fault{Match: layer.String(), CutAfter: 300_000, Times: 1, Then: 503}, "unexpected EOF"},
-		{"hangs", testkit.Fault{Match: layer.String(), HangAfter: 300_000}, "no progress for 1s"},
+		{"cut, then gone", registrytest.Fault{Match: layer.String(), CutAfter: 300_000, Times: 1, Then: 503}, "unexpected EOF"},
+		{"hangs", registrytest.Fault{Match: layer.String(), HangAfter: 300_000}, "no progress for 1s"},
 	} {
 		own.Fail(tc.fault)
 		if _, err := c.Pull(t.Context(), own.Ref("app:1")); err == nil || !strings.Contains(err.Error(), tc.text) || !strings.Contains(err.Error(), own.Ref("app:1")) {
@@ -406,7 +407,7 @@ func TestRegistryBreaksOff(t *testing.T) {
 		own.Heal()
 	}
 	// The daemon is killed in the middle of a layer.
-	own.Fail(testkit.Fault{Match: layer.String(), HangAfter: 300_000, Times: 1})
+	own.Fail(registrytest.Fault{Match: layer.String(), HangAfter: 300_000, Times: 1})
 	asked := own.Requests(http.MethodGet, layer.String())
 	done := make(chan struct{})
 	go func() {

@@ -18,10 +18,11 @@ import (
 	"testing"
 
 	"berth/internal/testkit"
+	"berth/internal/testkit/registrytest"
 )
 
 var (
-	registry  *testkit.Registry
+	registry  *registrytest.Registry
 	busybox   string // the reference of the plain image
 	busyboxID string
 )
@@ -29,7 +30,7 @@ var (
 func TestMain(m *testing.M) {
 	testkit.Main(m, func() (func() error, error) {
 		var err error
-		if registry, err = testkit.NewRegistry(); err != nil {
+		if registry, err = registrytest.New(); err != nil {
 			return nil, err
 		}
 		img, err := testkit.Image(testkit.ImageOptions{})

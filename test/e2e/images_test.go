@@ -15,6 +15,7 @@ import (
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"berth/internal/testkit"
+	"berth/internal/testkit/registrytest"
 )
 
 func spec(ref string) *cri.ImageSpec { return &cri.ImageSpec{Image: ref} }
@@ -115,7 +116,7 @@ func TestPullThroughMirror(t *testing.T) {
 
 // A registry of its own, for it asks everyone for credentials.
 func TestPullWithCredentials(t *testing.T) {
-	private := testkit.OwnRegistry(t)
+	private := registrytest.Own(t)
 	img, err := testkit.Image(testkit.ImageOptions{Empty: true, Blobs: []int64{1000}})
 	if err != nil {
 		t.Fatal(err)
@@ -181,7 +182,7 @@ func TestParallelPullsShareOneDownload(t *testing.T) {
 			t.Fatal(err)
 		}
 		removeImage(t, c, ref)
-		registry.Fail(testkit.Fault{Match: layer.String(), Delay: 100 * time.Millisecond, Times: 1})
+		registry.Fail(registrytest.Fault{Match: layer.String(), Delay: 100 * time.Millisecond, Times: 1})
 		var wg sync.WaitGroup
 		for range 6 {
 			wg.Go(func() {

@@ -20,6 +20,7 @@ import (
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 
 	"berth/internal/testkit"
+	"berth/internal/testkit/registrytest"
 )
 
 // A target is a daemon and the runtime handler that pods are run with.
@@ -30,7 +31,7 @@ type target struct {
 
 var (
 	targets  []target
-	registry *testkit.Registry
+	registry *registrytest.Registry
 	// busybox is the reference of the image that all daemons have, busyboxID
 	// its ID.
 	busybox, busyboxID string
@@ -54,7 +55,7 @@ func TestMain(m *testing.M) {
 
 func setup() (func() error, error) {
 	var err error
-	if registry, err = testkit.NewRegistry(); err != nil {
+	if registry, err = registrytest.New(); err != nil {
 		return nil, err
 	}
 	img, err := testkit.Image(testkit.ImageOptions{})

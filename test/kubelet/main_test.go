@@ -25,6 +25,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"berth/internal/testkit"
+	"berth/internal/testkit/registrytest"
 )
 
 // Where the node is found in the test's network namespace.
@@ -46,7 +47,7 @@ var (
 		// What the runtime tells of itself: events and statistics.
 		{name: "evented", opts: nodeOptions{gates: map[string]bool{"EventedPLEG": true, fromCRI: true, "CRIListStreaming": true}}},
 	}
-	registry *testkit.Registry
+	registry *registrytest.Registry
 	// busybox is the plain image, probed the one with a gRPC health service.
 	busybox, probed string
 	imageIDs        []string
@@ -76,7 +77,7 @@ func setup() (func() error, error) {
 		return nil, err
 	}
 	var err error
-	if registry, err = testkit.NewRegistry(); err != nil {
+	if registry, err = registrytest.New(); err != nil {
 		return nil, err
 	}
 	if err := pushImages(); err != nil {

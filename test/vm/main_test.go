@@ -19,6 +19,7 @@ import (
 
 	"berth/internal/paths"
 	"berth/internal/testkit"
+	"berth/internal/testkit/registrytest"
 )
 
 const unit = "berth.service"
@@ -53,7 +54,7 @@ func setup() (func() error, error) {
 	if err := systemctl("start", unit); err != nil {
 		return nil, err
 	}
-	registry, err := testkit.NewRegistry()
+	registry, err := registrytest.New()
 	if err != nil {
 		return nil, err
 	}

@@ -1,4 +1,8 @@
-package testkit
+// Package registrytest is an image registry for tests: a real one in memory, on
+// loopback, which can be told to fail. Whoever makes one closes it; Own does so
+// by itself at the end of a test. Its methods may be called at any time by any
+// goroutine, Close once.
+package registrytest
 
 import (
 	"context"
@@ -65,8 +69,8 @@ type Registry struct {
 	seen     []string // Authorization headers
 }
 
-// NewRegistry starts a registry. Close ends it.
-func NewRegistry() (*Registry, error) {
+// New starts a registry. Close ends it.
+func New() (*Registry, error) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		return nil, fmt.Errorf("registry: %w", err)
@@ -90,10 +94,10 @@ func (r *Registry) Close() error {
 	return nil
 }
 
-// OwnRegistry is a registry for one test, closed when it ends.
-func OwnRegistry(t testing.TB) *Registry {
+// Own is a registry for one test, closed when it ends.
+func Own(t testing.TB) *Registry {
 	t.Helper()
-	r, err := NewRegistry()
+	r, err := New()
 	if err != nil {
 		t.Fatal(err)
 	}
