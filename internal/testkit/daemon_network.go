@@ -1,15 +1,18 @@
 package testkit
 
 import (
+	"errors"
 	"fmt"
 	"net"
 	"os"
 	"sync"
+	"syscall"
 )
 
 var (
-	subnetMu sync.Mutex // guards subnets
+	subnetMu sync.Mutex // guards both
 	subnets  int
+	ports    = 23000 // the last one given
 )
 
 // nextSubnet needs to be unique in this process only, whose network namespace
@@ -46,10 +49,22 @@ func (d *Daemon) Conflist() string {
 }`, d.Bridge, d.IPAM, d.Subnet, d.Subnet6)
 }
 
+// freePort is a port that the kernel gives to no connection by itself, not even
+// while a daemon that listens on it is started again: it is below
+// net.ipv4.ip_local_port_range.
 func freePort() (string, error) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return "", err
+	subnetMu.Lock()
+	defer subnetMu.Unlock()
+	for ports < 32768 {
+		ports++
+		l, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", ports))
+		if errors.Is(err, syscall.EADDRINUSE) {
+			continue
+		}
+		if err != nil {
+			return "", err
+		}
+		return l.Addr().String(), l.Close()
 	}
-	return l.Addr().String(), l.Close()
+	return "", errors.New("all ports below 32768 are in use")
 }
